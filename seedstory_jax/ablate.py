@@ -1,0 +1,162 @@
+"""Ablate attention policies: tell the same beginnings under each, measure, and write the paper's tables as a page.
+
+    python -m seedstory_jax.ablate --workdir=runs/toy --out=out/ablation --length=30 --num_stories=20
+    python -m seedstory_jax.ablate --workdir=... --stories=val.jsonl --policies=dense,window,multimodal_sink
+        --length=25,50 --sweep=image_head=0,4,8 --sweep=cap=4,16 --out=DIR [--clip=DIR] [--inception=FILE]
+
+Run again with the same --out it goes on where it stopped; with more stories, lengths or sweeps it tells what is new.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from seedstory_jax import cli
+from seedstory_jax.config import load_config, to_dict
+from seedstory_jax.evaluation.ablation import Run, Setup, plan_runs, read_run, tell_runs, timing_figures
+from seedstory_jax.evaluation.beginnings import beginnings, open_dataset, true_stories, whole_numbers
+from seedstory_jax.evaluation.bootstrap import Interval
+from seedstory_jax.evaluation.clip_score import ClipScore
+from seedstory_jax.evaluation.measure import Measurement, Tools, measure
+from seedstory_jax.generation.policies import POLICIES
+from seedstory_jax.report.contact_sheet import write_contact_sheet
+from seedstory_jax.report.figures_page import section_of, write_figures
+from seedstory_jax.report.storybook import write_storybook
+from seedstory_jax.system import StorySystem, load
+from seedstory_jax.training.checkpoint import latest_step
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command; returns the exit code."""
+    parser = cli.Parser(prog="python -m seedstory_jax.ablate", description=__doc__)
+    parser.add_argument("--config", help="must agree with the workdir's own; may be left out")
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--stories", type=Path, help="a StoryStream .jsonl; default: the workdir's validation stories")
+    parser.add_argument("--image_root", type=Path, help="folder of the stories' pictures; default: the file's own")
+    parser.add_argument("--policies", default=",".join(POLICIES))
+    parser.add_argument("--length", default="25", help="frames a story, one or more: 25,50")
+    parser.add_argument("--num_stories", type=int, default=20, help="beginnings a run; 0 takes all")
+    parser.add_argument("--drawn", type=int, help="of these, how many get pictures; default: all; 0 is text only")
+    sweeps = "image_head=0,4,8; also image_tail, start, window, cap, positions; may be given several times"
+    parser.add_argument("--sweep", action="append", default=[], help=sweeps)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, help="denoising steps")
+    parser.add_argument("--guidance", type=float)
+    parser.add_argument("--batch", type=int, default=20, help="stories told together")
+    parser.add_argument("--untimed", action="store_true", help="leave out the story told alone for seconds and bytes")
+    parser.add_argument("--clip", type=Path, help="a local CLIP folder, for the CLIP score")
+    parser.add_argument("--inception", type=Path, help="local Inception weights, for FID")
+    parser.add_argument("--out", type=Path, required=True)
+    flags, overrides = parser.parse_strictly(arguments)
+    lengths = whole_numbers(flags.length, "length")
+    runs = plan_runs([name for name in flags.policies.split(",") if name], flags.sweep, lengths)
+    clip = ClipScore(flags.clip) if flags.clip else None
+    system = load(flags.workdir, load_config(flags.config, overrides) if flags.config else None)
+    page = run_ablation(system, runs, flags, clip)
+    print(f"{len(runs)} runs; open {page}")
+    return 0
+
+
+def run_ablation(system: StorySystem, runs: Sequence[Run], flags: argparse.Namespace, clip=None) -> Path:
+    """Tells what is missing, measures all, writes the page; returns its path."""
+    dataset = open_dataset(system, flags.stories, flags.image_root)
+    requests = beginnings(system, dataset, flags.num_stories)
+    draw = None if flags.drawn == 0 else partial(_draw, system, flags)
+    setup = Setup(
+        model=system.story_model,
+        tokenizer=system.tokenizer,
+        telling=system.telling(seed=flags.seed, allow_end=False),
+        window=system.config.sample.window,
+        draw=draw,
+        identity=identity_of(system, flags),
+    )
+    with tqdm(total=len(runs), unit="run") as bar:
+
+        def progress(run: Run, what: str) -> None:
+            bar.n = runs.index(run)
+            bar.set_description(f"{run.name}: {what}")
+
+        tell_runs(
+            setup,
+            runs,
+            requests,
+            flags.out,
+            drawn=flags.drawn,
+            timed=not flags.untimed,
+            batch=flags.batch,
+            after=write_storybook,
+            progress=progress,
+        )
+        bar.n = len(runs)
+        bar.set_description("told")
+    tools = Tools(encode=None if flags.drawn == 0 else system.encode, clip=clip, inception=flags.inception)
+    reference = true_stories(dataset, flags.num_stories)
+    return write_ablation(flags.out, runs, [request.name for request in requests], tools, reference)[0]
+
+
+def write_ablation(
+    out: Path,
+    runs: Sequence[Run],
+    names: Sequence[str],
+    tools: Tools,
+    reference: Sequence = (),
+    *,
+    notes: Sequence[str] = (),
+) -> tuple[Path, dict[int, Measurement]]:
+    """Measures runs told into `out` (see `tell_runs`), writes tables, sheets and page: (its path, measures by length).
+
+    The measures' records name a run's policy with its settings; `policy_table` makes other tables of them.
+    """
+    sections, found = [], {}
+    for length in dict.fromkeys(run.length for run in runs):
+        own = [run for run in runs if run.length == length]
+        stories = {run.variant.name: read_run(run, out, names) for run in own}
+        cut = [dataclasses.replace(s, texts=s.texts[:length], images=s.images[:length]) for s in reference]
+        with tqdm(total=len(own) * len(names), desc=f"measuring {length}", unit="story", mininterval=1.0) as bar:
+            measured = measure(stories, tools, reference=cut, progress=lambda system, story, bar=bar: bar.update(1))
+        figures = {run.variant.name: {**timing_figures(run, out), **measured.figures[run.variant.name]} for run in own}
+        sheets = {}
+        for run in own:
+            sheet = write_contact_sheet(out / "sheets" / f"{run.name}.png", stories[run.variant.name])
+            sheets |= {run.variant.name: sheet} if sheet else {}
+        measured = found[length] = Measurement(measured.records, _without_empty(figures))
+        sections.append(section_of(f"Stories of {length} frames", measured, length, stories=stories, sheets=sheets))
+    return write_figures(out, "ablation", "What a story remembers", sections, notes=[*NOTES, *notes]), found
+
+
+NOTES = (
+    "The same beginnings and the same noise under every policy. Seconds, calls and bytes are of one story told alone, "
+    "its programs compiled before.",
+)
+
+
+def identity_of(system: StorySystem, flags: argparse.Namespace) -> Mapping:
+    """What stories depend on besides policy and beginnings."""
+    steps = {stage: latest_step(system.workdir / stage) for stage in ("tokenizer", "detokenizer", "story", "adapt")}
+    return {
+        "checkpoint": {stage: step for stage, step in steps.items() if step is not None},
+        "model": to_dict(system.config.model),
+        "sample": to_dict(system.config.sample),
+        "seed": flags.seed,
+        "steps": flags.steps,
+        "guidance": flags.guidance,
+    }
+
+
+def _without_empty(figures: Mapping[str, Mapping[str, Interval]]) -> dict[str, dict[str, Interval]]:
+    """Without columns in which no system has a number (peak memory on a CPU)."""
+    filled = {name for own in figures.values() for name, interval in own.items() if interval.mean is not None}
+    return {system: {name: own[name] for name in own if name in filled} for system, own in figures.items()}
+
+
+def _draw(system: StorySystem, flags: argparse.Namespace, features, stories, frames):
+    return system.renderer.draw(features, stories, frames, seed=flags.seed, steps=flags.steps, guidance=flags.guidance)
+
+
+if __name__ == "__main__":
+    cli.tune_allocator()
+    cli.run(main)

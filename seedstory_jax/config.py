@@ -1,0 +1,302 @@
+"""Configs: what a person writes (ml_collections, dotted flags) becomes nested frozen dataclasses.
+
+Every model's config is defined beside its class and defaults to the published size; the sections below join them and
+add what training and sampling need. An unknown key is an error. Sizes, not classes, tell the toy from the real model.
+"""
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import json
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from seedstory_jax.errors import UserError
+from seedstory_jax.models.qwen_vit import QwenViTConfig
+from seedstory_jax.models.sdxl.detokenizer import DetokenizerConfig
+from seedstory_jax.models.sdxl.noise_schedule import SchedulerConfig
+from seedstory_jax.models.sdxl.vae import VAEConfig
+from seedstory_jax.models.story_mllm import StoryMLLMConfig
+
+T = TypeVar("T")
+STAGES = ("tokenizer", "detokenizer", "story", "adapt")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The four parts of the system (design: visual tokenizer, story MLLM, de-tokenizer, pixels)."""
+
+    vit: QwenViTConfig = QwenViTConfig()
+    story: StoryMLLMConfig = StoryMLLMConfig()
+    detokenizer: DetokenizerConfig = DetokenizerConfig()
+    vae: VAEConfig = VAEConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
+    image_size: int = 1024  # side of the drawn pictures, pixels
+    base: str = ""  # folder of converted weights; "" starts from random ones
+    # Storage dtype of weights that the running stage does not train.
+    frozen_dtype: str = "bfloat16"
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; -1 takes what the others leave."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class ToyWorldConfig:
+    """The generated cartoon that stands in for a dataset; `stories = 0` means that the folder must exist."""
+
+    stories: int = 0
+    validation_stories: int = 0
+    series: int = 0
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where stories come from. An empty `folder` is the toy world in the workdir."""
+
+    folder: str = ""
+    tokenizer: str = ""
+    toy_world: ToyWorldConfig = ToyWorldConfig()
+    resample: str = ""  # pictures' resampling instead of the published one; "box" gives enlarged pixel art back exactly
+    max_bad: int = 100  # unreadable stories replaced before a run stops
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with warm-up and cosine decay; the defaults are the published story stage's."""
+
+    learning_rate: float = 1e-4
+    b1: float = 0.9
+    b2: float = 0.98
+    eps: float = 1e-6
+    weight_decay: float = 0.05
+    warmup_steps: int = 100
+    final_fraction: float = 0.05  # of the peak learning rate at the last step
+    clip_norm: float = 1.0
+    accumulation: int = 1  # micro-batches a step
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """What every stage has. `init_from`: "previous" stages of the workdir, "none" (random), or another workdir."""
+
+    steps: int = 0
+    batch_size: int = 8
+    trainable: str = "released"
+    init_from: str = "previous"
+    save_every: int = 500
+    keep: int = 2  # checkpoints
+    log_every: int = 1
+    preview_every: int = 0  # pictures along the way; 0 draws them at the end only
+    on_nonfinite: str = "stop"
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+
+@dataclass(frozen=True)
+class TokenizerStageConfig(StageConfig):
+    """The toy's stand-in for a pretrained ViT and VAE: the VAE first, then the ViT on its frozen latents."""
+
+    vae_steps: int = 150
+    vae_batch_size: int = 32
+    kl_weight: float = 1e-6
+    words_weight: float = 0.3  # of the bag-of-words loss beside the latents' mean squared error
+    vae_optimizer: OptimizerConfig = OptimizerConfig()
+
+
+@dataclass(frozen=True)
+class StoryStageConfig(StageConfig):
+    """Stage 2. `supervise`: the last turn of a random prefix (published) or "all" turns of a row at once."""
+
+    supervise: str = "last"
+    max_length: int = 1280  # tokens a row; longer ones are left out and counted
+    max_turns: int = 10
+    turns: str = "prefix"  # how a row's turns are chosen: data.sequence.choose_turns; "window+opening" mixes evenly
+    feature_noise: float = 0.0  # standard deviation, relative to the features', on the images that are read
+    position_offset: int = 0  # largest random shift of a row's positions
+    dropout: bool = True  # LoRA's
+
+
+@dataclass(frozen=True)
+class AdaptStageConfig(StageConfig):
+    """Stage 3. With story.supervise = "all" a row gives several regressed pictures to draw, else one."""
+
+    images_per_row: int = 1
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Drawing and decoding defaults of `sample.py`."""
+
+    steps: int = 50
+    guidance: float = 7.5
+    batch_size: int = 8  # frames a device draws at a time
+    max_text_tokens: int = 128
+    window: int = 8  # newest sequences that window policies keep
+    temperature: float = 0.0  # 0 is greedy, as published
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run: which model, which data, which stages, on which mesh."""
+
+    seed: int = 0
+    stages: tuple[str, ...] = ("detokenizer", "story", "adapt")
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    mesh: MeshConfig = MeshConfig()
+    tokenizer: TokenizerStageConfig = TokenizerStageConfig()
+    detokenizer: StageConfig = StageConfig()
+    story: StoryStageConfig = StoryStageConfig()
+    adapt: AdaptStageConfig = AdaptStageConfig()
+    sample: SampleConfig = SampleConfig()
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """A hint for an error message: the known name closest to `name`, or all of them."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:
+    """The (nested) dataclass `cls` from a mapping; raises UserError for an unknown key or a value of another type."""
+    hints = typing.get_type_hints(cls)
+    arguments = {}
+    for key, value in values.items():
+        where = f"{path}{key}"
+        if key not in hints:
+            raise UserError(f"unknown config key {where!r}: {nearest(key, list(hints))}")
+        arguments[key] = _coerce(hints[key], value, where)
+    try:
+        return cls(**arguments)
+    except ValueError as error:
+        raise UserError(f"config section {path.rstrip('.') or cls.__name__!r}: {error}") from error
+
+
+def _coerce(hint: Any, value: Any, where: str) -> Any:
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        options = typing.get_args(hint)
+        if value is None and type(None) in options:
+            return None
+        same = [option for option in options if type(value) is option]  # bool | int: as it was given
+        return _coerce((same or [option for option in options if option is not type(None)])[0], value, where)
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, hint):
+            return value
+        if not isinstance(value, Mapping):
+            raise UserError(f"config key {where!r} is a section with keys, not {value!r}; set {where}.<key>=...")
+        return from_dict(hint, value, f"{where}.")
+    if origin is tuple:
+        if isinstance(value, str):
+            value = [part for part in value.split(",") if part]
+        inner = typing.get_args(hint)[0]
+        return tuple(_coerce(inner, part, where) for part in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, float, bool, str) and type(value) is not hint:
+        raise UserError(f"config key {where!r} takes {hint.__name__}, not {value!r}")
+    return value
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The dataclass as plain nested dicts and lists, as JSON keeps it."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def override(config: T, key: str, text: str) -> T:
+    """`config` with the dotted `key` set to what `text` says, read in the type of the field it replaces."""
+    head, _, rest = key.partition(".")
+    hints = typing.get_type_hints(type(config))
+    if head not in hints:
+        raise UserError(f"unknown config key {key!r}: {nearest(head, list(hints))}")
+    if rest:
+        section = getattr(config, head)
+        if not dataclasses.is_dataclass(section):
+            raise UserError(f"config key {head!r} has no key {rest!r}: its value is {section!r}")
+        return dataclasses.replace(config, **{head: override(section, rest, text)})
+    value: Any = text
+    if hints[head] is not str:
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
+        if isinstance(value, (int, str)) and typing.get_origin(hints[head]) is tuple:
+            value = str(text)
+    return dataclasses.replace(config, **{head: _coerce(hints[head], value, key)})
+
+
+def load_config(path: str | Path, overrides: Mapping[str, str] | None = None) -> Config:
+    """Runs `get_config()` of a config file, "file.py" or "file.py:argument", and applies dotted overrides.
+
+    Raises UserError if the file is missing or broken, or a key unknown.
+    """
+    name, _, argument = str(path).partition(":")
+    file = Path(name)
+    if not file.is_file():
+        raise UserError(f"config file {name!r} not found; try --config=configs/toy.py")
+    spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"config file {name!r} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"config file {name!r} does not run: {type(error).__name__}: {error}") from error
+    if not hasattr(module, "get_config"):
+        raise UserError(f"config file {name!r} has no get_config()")
+    values = module.get_config(argument) if argument else module.get_config()
+    values = values.to_dict() if hasattr(values, "to_dict") else values
+    config = from_dict(Config, values)
+    for key, text in (overrides or {}).items():
+        config = override(config, key, text)
+    check(config)
+    return config
+
+
+def check(config: Config) -> None:
+    """Raises UserError for stages, modes and sizes that do not fit together."""
+    for stage in config.stages:
+        if stage not in STAGES:
+            raise UserError(f"unknown stage {stage!r}: {nearest(stage, STAGES)}")
+    model = config.model
+    features = model.vit.output_dim
+    sizes = {
+        "model.story.input_resampler.kv_dim": model.story.input_resampler.kv_dim,
+        "model.story.output_resampler.embed_dim": model.story.output_resampler.embed_dim,
+        "model.detokenizer.perceiver.embedding_dim": model.detokenizer.perceiver.embedding_dim,
+    }
+    for name, size in sizes.items():
+        if size != features:
+            raise UserError(f"{name} is {size}, but model.vit.output_dim is {features}; the features' sizes must agree")
+    if config.story.supervise not in ("last", "all"):
+        raise UserError(f"story.supervise is {config.story.supervise!r}; it is 'last' or 'all'")
+    adapt = config.adapt
+    if adapt.images_per_row < 1 or adapt.batch_size % adapt.images_per_row:
+        raise UserError(
+            f"adapt.images_per_row {adapt.images_per_row} does not divide adapt.batch_size {adapt.batch_size}"
+        )
+    if adapt.images_per_row > 1 and config.story.supervise == "last":
+        raise UserError("adapt.images_per_row is above 1, but rows have one target: set story.supervise=all")
+
+
+def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
+    """ "key: old -> new" for every leaf in which two config dicts differ."""
+    rows = []
+    for key in sorted(set(old) | set(new)):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            rows += differing_keys(a, b, f"{path}{key}.")
+        elif a != b:
+            rows.append(f"{path}{key}: {a!r} -> {b!r}")
+    return rows

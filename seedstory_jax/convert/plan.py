@@ -1,0 +1,219 @@
+"""From sources to parameters: every slot of every module gets the one tensor that fills it, before a byte is moved.
+
+Sources of one module are laid over each other (LLaMA, then the agent checkpoint; SD-XL's UNet, then the de-tokenizer
+checkpoint), and what is missing, unexpected or wrongly shaped after that is one error.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from flax import nnx
+
+from seedstory_jax.config import ModelConfig
+from seedstory_jax.convert.llama import LLAMA_IGNORE, LORA_PATHS, llama_config_from_published, llama_rules
+from seedstory_jax.convert.qwen_vit import PREFIX as QWEN_PREFIX
+from seedstory_jax.convert.qwen_vit import qwen_vit_config_from_published, qwen_vit_rules
+from seedstory_jax.convert.rules import Placement, Rule, WeightsError, prefixed, published_name, slots, survey
+from seedstory_jax.convert.sdxl import (
+    DETOKENIZER_IGNORED,
+    detokenizer_rules,
+    scheduler_config_from_published,
+    unet_config_from_published,
+    unet_rules,
+    vae_config_from_published,
+    vae_rules,
+)
+from seedstory_jax.convert.sources import Source
+from seedstory_jax.convert.story_mllm import STORY_IGNORE, story_rules
+from seedstory_jax.errors import UserError
+from seedstory_jax.models.parameters import abstract_parameters
+from seedstory_jax.models.qwen_vit import QwenViT
+from seedstory_jax.models.sdxl.detokenizer import Detokenizer
+from seedstory_jax.models.sdxl.vae import VAE
+from seedstory_jax.models.story_mllm import StoryMLLM
+
+# Each module's name, its sources' kinds in the order in which they are laid over each other, and the kind whose
+# presence says that the module must be whole.
+MODULES = {
+    "vit": (("vit",), "vit"),
+    "story": (("llama", "agent"), "agent"),
+    "detokenizer": (("unet", "detokenizer"), "detokenizer"),
+    "vae": (("vae",), "vae"),
+}
+DTYPES = ("source", "float32", "bfloat16", "float16")
+# Config fields that say how to compute and not what is stored, or that no published config has.
+NOT_PUBLISHED = ("dtype", "remat", "unroll", "lora", "pool_heads", "position_grid", "layer_norm_eps")
+
+
+def module_makers(config: ModelConfig) -> dict[str, Callable[[nnx.Rngs], nnx.Module]]:
+    """How each module of the system is built."""
+    return {
+        "vit": lambda rngs: QwenViT(config.vit, rngs=rngs),
+        "story": lambda rngs: StoryMLLM(config.story, rngs=rngs),
+        "detokenizer": lambda rngs: Detokenizer(config.detokenizer, rngs=rngs),
+        "vae": lambda rngs: VAE(config.vae, rngs=rngs),
+    }
+
+
+def module_shapes(config: ModelConfig, name: str) -> dict[str, tuple[int, ...]]:
+    """Every parameter's shape by dotted path; nothing is allocated."""
+    return dict(_traced_shapes(config, name))
+
+
+@functools.lru_cache(maxsize=16)
+def _traced_shapes(config: ModelConfig, name: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    abstract = abstract_parameters(module_makers(config)[name])[1]
+    return tuple((path, tuple(leaf.shape)) for path, leaf in abstract.items())
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One slot of a module and the tensor that fills it."""
+
+    placement: Placement
+    source: Source
+
+    def read(self) -> np.ndarray:
+        """The tensor in our layout, as a view where the transform allows one."""
+        return self.placement.rule.transform.forward(self.source.tensors[self.placement.name])
+
+
+@dataclass(frozen=True)
+class ModulePlan:
+    """What is written for one module: for each path its shape, dtype and slots; `fresh` paths no source fills."""
+
+    name: str
+    shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, np.dtype]
+    slots: Mapping[str, Sequence[Slot]]
+    fresh: tuple[str, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Size of the module when written."""
+        return sum(int(np.prod(self.shapes[path])) * self.dtypes[path].itemsize for path in self.slots)
+
+
+def plan_modules(config: ModelConfig, sources: Sequence[Source], dtype: str = "source") -> list[ModulePlan]:
+    """The plan of every module that a source speaks of; reads names and shapes only.
+
+    Args:
+      config: the model to fill.
+      sources: the downloads.
+      dtype: storage dtype; "source" keeps each tensor's own (float32 where a stack's layers differ).
+
+    Raises:
+      UserError: if a source's config.json disagrees with `config`.
+      WeightsError: with everything that is missing, unexpected or wrongly shaped, of all sources.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
+    check_configs(config, sources)
+    plans, missing, unexpected, misshapen = [], [], [], []
+    for name, (kinds, whole_if) in MODULES.items():
+        given = [source for kind in kinds for source in sources if source.kind == kind]
+        if not given:
+            continue
+        shapes = module_shapes(config, name)
+        filled: dict[tuple[str, int | None], Slot] = {}
+        for source in given:
+            rules, ignore = table_of(config, source)
+            found = survey(shapes, source.tensors, rules, ignore=ignore, partial=True)
+            where = source.path.name
+            unexpected += [f"{where}: {complaint}" for complaint in found.unexpected]
+            misshapen += [f"{where}: {complaint}" for complaint in found.misshapen]
+            filled |= {(at.path, at.layer): Slot(at, source) for at in found.placements}
+        whole = any(source.kind == whole_if for source in given)
+        for path, layer in slots(shapes, rules):
+            if (path, layer) not in filled and (whole or required(path, given)):
+                missing.append(f"{name}: {published_name(rules, path, layer)}")
+        by_path: dict[str, list[Slot]] = {}
+        for (path, _), slot in filled.items():
+            by_path.setdefault(path, []).append(slot)
+        plans.append(
+            ModulePlan(
+                name,
+                shapes,
+                {path: storage_dtype(path_slots, dtype) for path, path_slots in by_path.items()},
+                by_path,
+                tuple(path for path in shapes if path not in by_path),
+            )
+        )
+    if missing or unexpected or misshapen:
+        what = " + ".join(source.path.name for source in sources if source.tensors)
+        raise WeightsError(what, missing=missing, unexpected=unexpected, misshapen=misshapen)
+    return plans
+
+
+def table_of(config: ModelConfig, source: Source) -> tuple[tuple[Rule, ...], tuple[str, ...]]:
+    """The table of one source, with our side's paths as in its module, and the names that may be passed over."""
+    if source.kind == "vit":
+        prefix = QWEN_PREFIX if any(name.startswith(QWEN_PREFIX) for name in source.tensors) else ""
+        return prefixed(qwen_vit_rules(config.vit), prefix), ()
+    if source.kind == "llama":
+        rows = source.config.get("vocab_size")
+        return prefixed(llama_rules(config.story.llama, naming="plain", base_rows=rows), "", "llama."), LLAMA_IGNORE
+    if source.kind == "agent":
+        return story_rules(config.story), STORY_IGNORE
+    if source.kind == "unet":
+        return prefixed(unet_rules(config.detokenizer.unet), "", "unet."), ()
+    if source.kind == "detokenizer":
+        return detokenizer_rules(config.detokenizer), DETOKENIZER_IGNORED
+    return vae_rules(config.vae), ()
+
+
+def required(path: str, given: Sequence[Source]) -> bool:
+    """Whether a base model alone must fill this path (its adapters and the other parts may start fresh)."""
+    kinds = {source.kind for source in given}
+    if "llama" in kinds and path.startswith("llama."):
+        return re.fullmatch(LORA_PATHS, path) is None
+    return "unet" in kinds and path.startswith("unet.")
+
+
+def storage_dtype(path_slots: Sequence[Slot], dtype: str) -> np.dtype:
+    """The dtype in which a parameter is written."""
+    if dtype != "source":
+        return np.dtype(getattr(ml_dtypes, dtype, None) or dtype)
+    found = {slot.source.tensors.dtype(slot.placement.name) for slot in path_slots}
+    return found.pop() if len(found) == 1 else np.dtype(np.float32)
+
+
+def check_configs(config: ModelConfig, sources: Sequence[Source]) -> None:
+    """Raises UserError, with every difference, if a published config is not the model that `config` describes."""
+    readers: dict[str, tuple[Callable[[Mapping[str, Any]], Any], Any, str]] = {
+        "llama": (llama_config_from_published, config.story.llama, "model.story.llama"),
+        "unet": (unet_config_from_published, config.detokenizer.unet, "model.detokenizer.unet"),
+        "vae": (vae_config_from_published, config.vae, "model.vae"),
+        "scheduler": (scheduler_config_from_published, config.scheduler, "model.scheduler"),
+        "vit": (lambda published: qwen_vit_config_from_published(published["visual"]), config.vit, "model.vit"),
+    }
+    differences = []
+    for source in sources:
+        if source.kind not in readers or not source.config:
+            continue
+        read, ours, where = readers[source.kind]
+        theirs = read(source.config)
+        for field in dataclasses.fields(ours):
+            mine, published = getattr(ours, field.name), getattr(theirs, field.name)
+            if field.name in NOT_PUBLISHED or mine == published:
+                continue
+            if source.kind == "llama" and field.name == "vocab_size" and published < mine:
+                continue  # the base model lacks the image tokens
+            differences.append(f"{where}.{field.name} is {mine!r}, {_config_name(source)} says {published!r}")
+    if differences:
+        raise UserError(
+            "the config describes another model than the sources: " + "; ".join(differences) + " (change the config, "
+            "e.g. --config." + differences[0].split(" is ")[0] + "=...)"
+        )
+
+
+def _config_name(source: Source) -> Path:
+    name = "scheduler_config.json" if source.kind == "scheduler" else "config.json"
+    return Path(source.path.name) / name

@@ -1,0 +1,61 @@
+"""Large derived arrays on disk: made once in chunks, read back by memory map, told apart by a hash of their makers."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+
+def digest(key: Mapping[str, Any]) -> str:
+    """Sixteen hex digits that stand for everything in `key` (JSON values)."""
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def digest_arrays(arrays: Mapping[str, Any]) -> str:
+    """Sixteen hex digits over names, shapes, dtypes and bytes of named arrays, whatever their order."""
+    total = hashlib.sha256()
+    for name in sorted(arrays):
+        value = np.ascontiguousarray(arrays[name])
+        total.update(f"{name} {value.shape} {value.dtype}".encode())
+        total.update(value.view(np.uint8).reshape(-1).data)
+    return total.hexdigest()[:16]
+
+
+def cached_array(
+    folder: Path,
+    name: str,
+    key: Mapping[str, Any],
+    shape: tuple[int, ...],
+    dtype: Any,
+    produce: Callable[[int, int], np.ndarray],
+    chunk: int = 256,
+) -> np.ndarray:
+    """name-<digest of key>.npy in `folder` as a read-only memory map, made by `produce(start, stop)` if missing.
+
+    Rows are produced `chunk` at a time into a file beside, renamed when whole; a run that was stopped goes on behind
+    the last chunk it finished.
+    """
+    path = folder / f"{name}-{digest(key)}.npy"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        beside, progress = path.with_suffix(".partial"), path.with_suffix(".rows")
+        start = int(progress.read_text()) if progress.exists() and beside.exists() else 0
+        mode = "r+" if start else "w+"
+        rows = np.lib.format.open_memmap(
+            beside, mode=mode, dtype=None if start else np.dtype(dtype), shape=None if start else shape
+        )
+        with tqdm(total=shape[0], initial=start, desc=f"{name:>13}", unit="image", mininterval=1.0) as bar:
+            for first in range(start, shape[0], chunk):
+                stop = min(first + chunk, shape[0])
+                rows[first:stop] = produce(first, stop)
+                rows.flush()
+                progress.write_text(str(stop))
+                bar.update(stop - first)
+        del rows
+        beside.replace(path)
+        progress.unlink()
+    return np.load(path, mmap_mode="r")

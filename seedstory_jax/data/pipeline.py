@@ -1,0 +1,230 @@
+"""Batches of story rows: one global plan from (seed, epoch, lengths), read by grain.
+
+The plan decides, for every step there will ever be, which stories and which of their turns make each row. It depends on
+nothing but its arguments, so the state of the data is the step: a run that goes on at step s gets what an unbroken run
+got, with any number of workers and hosts.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from seedstory_jax.data.sequence import SequenceConfig, choose_turns, encode_turns, story_row
+from seedstory_jax.data.storystream import Story, StoryDataset
+from seedstory_jax.data.tokenizer import StoryTokenizer
+from seedstory_jax.errors import UserError
+
+Row = dict[str, np.ndarray]
+ImageReader = Callable[[int, Sequence[int]], np.ndarray]  # (story, turns) -> [turns ...]: features, or pictures
+MAX_SUBSTITUTES = 100
+MAX_ATTEMPTS = 10_000  # at one row; only ends a search that has nothing left to find
+
+
+@dataclass(frozen=True)
+class RowChoice:
+    """What one row shows: turns of a story, and how far its positions are moved."""
+
+    story: int
+    turns: tuple[int, ...]
+    position_offset: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which rows make up the batch of each step.
+
+    lengths: turns of each story. turns: weights of the ways to choose turns (`choose_turns`). max_position_offset:
+    rows begin at a random position up to this one.
+    """
+
+    lengths: tuple[int, ...]
+    batch_size: int
+    seed: int = 0
+    max_turns: int = 10
+    min_turns: int = 2
+    turns: Mapping[str, float] = field(default_factory=lambda: {"prefix": 1.0})
+    max_position_offset: int = 0
+
+    def __post_init__(self):
+        usable = sum(length >= self.min_turns for length in self.lengths)
+        if not usable:
+            raise UserError(f"no story has {self.min_turns} turns or more: nothing to train on")
+        if self.batch_size < 1:
+            raise UserError(f"a batch of {self.batch_size} stories is none: give 1 or more")
+
+    @cached_property
+    def usable(self) -> tuple[int, ...]:
+        """Stories long enough for a row."""
+        return tuple(number for number, length in enumerate(self.lengths) if length >= self.min_turns)
+
+    def story_at(self, place: int, attempt: int = 0) -> int:
+        """The story of the place-th row since the beginning; later attempts are substitutes for an unreadable one."""
+        usable = self.usable
+        epoch, inside = divmod(place, len(usable))
+        if attempt:
+            return usable[int(np.random.default_rng([self.seed, 2, place, attempt]).integers(len(usable)))]
+        return usable[int(_permutation(self.seed, epoch, len(usable))[inside])]
+
+    def row(self, place: int, attempt: int = 0) -> RowChoice:
+        """What the place-th row since the beginning shows."""
+        story = self.story_at(place, attempt)
+        rng = np.random.default_rng([self.seed, 1, place, attempt])
+        modes, weights = zip(*self.turns.items())
+        mode = str(rng.choice(modes, p=np.array(weights) / sum(weights)))
+        turns = choose_turns(rng, self.lengths[story], self.max_turns, mode=mode, min_turns=self.min_turns)
+        offset = int(rng.integers(self.max_position_offset + 1)) if self.max_position_offset else 0
+        return RowChoice(story, tuple(turns), offset)
+
+
+_PERMUTATIONS: dict[tuple[int, int, int], np.ndarray] = {}
+
+
+def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+    """The order of an epoch; only the last few are kept."""
+    key = (seed, epoch, count)
+    if key not in _PERMUTATIONS:
+        if len(_PERMUTATIONS) > 8:
+            _PERMUTATIONS.clear()
+        _PERMUTATIONS[key] = np.random.default_rng([seed, 0, epoch]).permutation(count)
+    return _PERMUTATIONS[key]
+
+
+class StoryRows:
+    """A random-access source of training rows: `source[place]` is a dict of numpy arrays.
+
+    images: reads what goes with a row's turns: cached features [turns q d], or pictures [turns H W 3]; the row gets
+    them as `image_key`, padded with zeros to max_images. A story that cannot be read (UserError, OSError) is replaced
+    by the plan's next attempt, with a warning; more than `max_bad` of them is an error.
+    """
+
+    def __init__(
+        self,
+        stories: Sequence[Story],
+        tokenizer: StoryTokenizer,
+        plan: Plan,
+        config: SequenceConfig,
+        images: ImageReader | None = None,
+        *,
+        image_key: str = "image_features",
+        max_bad: int = MAX_SUBSTITUTES,
+    ):
+        self.stories, self.tokenizer, self.plan, self.config = stories, tokenizer, plan, config
+        self.images, self.image_key, self.max_bad = images, image_key, max_bad
+        self.bad: set[int] = set()
+        self._ids: dict[int, tuple[list[list[int]], list[list[int]]]] = {}
+
+    def turns_of(self, story: int) -> tuple[list[list[int]], list[list[int]]]:
+        """Token ids of a story's captions, encoded once."""
+        if story not in self._ids:
+            self._ids[story] = encode_turns(self.tokenizer, self.stories[story].captions)
+        return self._ids[story]
+
+    def __getitem__(self, place: int) -> Row:
+        for attempt in range(MAX_ATTEMPTS):
+            choice = self.plan.row(place, attempt)
+            if choice.story in self.bad:
+                continue
+            try:
+                return self.read(choice)
+            except (UserError, OSError, ValueError) as error:
+                self.bad.add(choice.story)
+                reason = f"story {self.stories[choice.story].id}: {error}"
+                if len(self.bad) > self.max_bad:
+                    raise UserError(
+                        f"{len(self.bad)} stories cannot be read, {self.max_bad} are allowed; last: {reason}"
+                    ) from error
+                warnings.warn(
+                    f"a story cannot be read and is replaced ({len(self.bad)} so far): {reason}", stacklevel=2
+                )
+        raise UserError(f"no readable story found in {MAX_ATTEMPTS} attempts at row {place}")
+
+    def read(self, choice: RowChoice) -> Row:
+        """The row of one choice."""
+        first, later = self.turns_of(choice.story)
+        row = story_row(
+            self.tokenizer,
+            first[choice.turns[0]],
+            [later[turn] for turn in choice.turns[1:]],
+            self.config,
+            ends_story=choice.turns[-1] == len(first) - 1,
+            position_offset=choice.position_offset,
+        )
+        if self.images is not None:
+            images = self.images(choice.story, choice.turns)
+            padded = np.zeros((self.config.max_images, *images.shape[1:]), images.dtype)
+            padded[: len(images)] = images
+            row[self.image_key] = padded
+        return row
+
+
+def cached_features(dataset: StoryDataset, features: np.ndarray) -> ImageReader:
+    """An image reader over features [n q d] kept in the order of `dataset.image_paths()` (an array or a memory map)."""
+    return _CachedFeatures(features, dataset.offsets)
+
+
+class _CachedFeatures:
+    """Reads rows of one big array; a worker process opens a memory map anew instead of getting a copy."""
+
+    def __init__(self, features: np.ndarray, offsets: np.ndarray):
+        self.features, self.offsets = features, offsets
+
+    def __call__(self, story: int, turns: Sequence[int]) -> np.ndarray:
+        return np.asarray(self.features[self.offsets[story] + np.asarray(turns)])
+
+    def __getstate__(self):
+        mapped = isinstance(self.features, np.memmap) and str(self.features.filename).endswith(".npy")
+        return (str(self.features.filename) if mapped else self.features), self.offsets
+
+    def __setstate__(self, state):
+        features, self.offsets = state
+        self.features = np.load(features, mmap_mode="r") if isinstance(features, str) else features
+
+
+def stack(rows: Sequence[Mapping[str, Any]]) -> Row:
+    """Rows to a batch: every array gets a leading axis."""
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def batches(
+    source: StoryRows, *, start_step: int = 0, steps: int | None = None, workers: int = 0, host: int = 0, hosts: int = 1
+) -> Iterator[Row]:
+    """Batches from `start_step` on, read by grain; the data's whole state is the step.
+
+    workers: processes that read ahead (0: threads of this one). On several hosts each reads its own slice of every
+    batch. `steps` ends it; None goes on for ever.
+    Raises UserError if hosts do not divide the batch.
+    """
+    import grain
+    from absl import flags
+
+    if workers and not flags.FLAGS.is_parsed():  # grain's workers read absl's flags
+        flags.FLAGS.mark_as_parsed()
+    size = source.plan.batch_size
+    if size % hosts:
+        raise UserError(f"{hosts} hosts do not divide a batch of {size} stories: change the batch size")
+    share = size // hosts
+    last = 2**40 // size if steps is None else start_step + steps
+
+    data = grain.MapDataset.range(start_step, last).map(_HostBatch(source, size, host * share, share))
+    if workers:
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+        return iter(data.to_iter_dataset().mp_prefetch(options))
+    return iter(data.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
+
+
+@dataclass(frozen=True)
+class _HostBatch:
+    """Step to this host's part of the batch; a class, so that worker processes can be handed it."""
+
+    source: StoryRows
+    size: int
+    offset: int
+    share: int
+
+    def __call__(self, step: int) -> Row:
+        first = step * self.size + self.offset
+        return stack([self.source[place] for place in range(first, first + self.share)])

@@ -1,0 +1,159 @@
+"""Stories to be judged, ours or any system's: a folder a story, or StoryStream's JSONL.
+
+A story's folder holds a `story.json` of ours, or pictures in the order of their names with their texts: one `.txt` of
+the same name beside each picture, or `captions.json` (a list), or `captions.txt` (one line a frame).
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from seedstory_jax.errors import UserError
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True)
+class StoryFolder:
+    """One story: as many texts as frames; a picture may be missing (text only)."""
+
+    name: str
+    texts: tuple[str, ...]
+    images: tuple[Path | None, ...]
+    facts: Mapping = field(default_factory=dict)  # our story.json, where there is one
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def pictures(self) -> list[np.ndarray] | None:
+        """All pictures uint8[H W 3], or None if one is missing. Raises UserError for a file that is no picture."""
+        if not self.images or any(path is None for path in self.images):
+            return None
+        return [read_picture(path) for path in self.images]
+
+
+def read_stories(path: Path) -> list[StoryFolder]:
+    """All stories of a folder (of stories, or a story itself) or of a StoryStream JSONL file, by name.
+
+    Raises UserError if there is none or one is broken.
+    """
+    path = Path(path)
+    if path.is_file():
+        return _read_jsonl(path)
+    if not path.is_dir():
+        raise UserError(
+            f"{path} does not exist: give a folder of stories (one folder each) or a StoryStream .jsonl file"
+        )
+    if _is_story(path):
+        return [read_story(path)]
+    stories = [read_story(folder) for folder in sorted(path.iterdir(), key=_natural) if _is_story(folder)]
+    if not stories:
+        raise UserError(
+            f"{path} holds no stories: a story is a folder with story.json, or with pictures and captions.txt, "
+            "captions.json or a .txt beside each picture"
+        )
+    return stories
+
+
+def read_story(folder: Path) -> StoryFolder:
+    """One story's folder. Raises UserError if texts and pictures do not fit each other."""
+    if (folder / "story.json").is_file():
+        return _read_own(folder)
+    images = sorted((path for path in folder.iterdir() if path.suffix.lower() in PICTURES), key=_natural)
+    beside = [path.with_suffix(".txt") for path in images]
+    if (folder / "captions.json").is_file():
+        texts = _read_json(folder / "captions.json")
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise UserError(f"{folder / 'captions.json'} must be a JSON list of texts")
+    elif (folder / "captions.txt").is_file():
+        texts = [line.strip() for line in _read_text(folder / "captions.txt").splitlines() if line.strip()]
+    elif images and all(path.is_file() for path in beside):
+        texts = [_read_text(path).strip() for path in beside]
+    else:
+        raise UserError(
+            f"{folder} has no captions: add captions.txt (a line a frame), captions.json or a .txt a picture"
+        )
+    if images and len(images) != len(texts):
+        raise UserError(f"{folder} has {len(images)} pictures but {len(texts)} captions: every frame needs both")
+    return StoryFolder(folder.name, tuple(texts), tuple(images) or (None,) * len(texts))
+
+
+def common_stories(systems: Mapping[str, Sequence[StoryFolder]]) -> dict[str, dict[str, StoryFolder]]:
+    """Stories that every system has, by name and system. Raises UserError if there is none."""
+    names = [story.name for story in next(iter(systems.values()), ())]
+    tables = {system: {story.name: story for story in stories} for system, stories in systems.items()}
+    shared = {
+        n: {system: table[n] for system, table in tables.items()} for n in names if all(n in t for t in tables.values())
+    }
+    if not shared:
+        raise UserError(f"{', '.join(systems)} have no story in common: a story is matched by its folder's name")
+    return shared
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """A picture uint8[H W 3]; UserError for a file that is none."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} is no readable picture: {error}") from None
+
+
+def _is_story(folder: Path) -> bool:
+    if not folder.is_dir() or folder.name.startswith("."):
+        return False
+    if any((folder / name).is_file() for name in ("story.json", "captions.json", "captions.txt")):
+        return True
+    return any(path.suffix.lower() in PICTURES for path in folder.iterdir())
+
+
+def _read_own(folder: Path) -> StoryFolder:
+    story = _read_json(folder / "story.json")
+    try:
+        texts = tuple(str(frame["text"]) for frame in story["frames"])
+        images = tuple(folder / frame["image"] if frame.get("image") else None for frame in story["frames"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder / 'story.json'} is no story: {type(error).__name__} {error}") from None
+    return StoryFolder(folder.name, texts, images, story)
+
+
+def _read_jsonl(path: Path) -> list[StoryFolder]:
+    stories = []
+    for number, line in enumerate(_read_text(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            images = tuple(path.parent / image for image in record["images"])
+            texts = tuple(map(str, record["captions"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} line {number} is no story: {type(error).__name__} {error}") from None
+        stories.append(StoryFolder(str(record.get("id", number)), texts, images))
+    if not stories:
+        raise UserError(f"{path} holds no stories")
+    return stories
+
+
+def _read_json(path: Path):
+    try:
+        return json.loads(_read_text(path))
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: {error}") from None
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def _natural(path: Path) -> list:
+    """Names in the order a person expects: 2.png before 10.png."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", path.name) if part]

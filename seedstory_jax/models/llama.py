@@ -1,0 +1,260 @@
+"""LLaMA (Touvron et al. 2023) with LoRA: RMSNorm, rotary positions, SwiGLU, optional grouped key/value heads.
+
+Layers are stacked and scanned. Two ways through them share every line of arithmetic: the plain forward under a mask,
+and `extend`, which appends a chunk of tokens to a KV buffer and attends through it.
+
+Axis letters: b batch, t query, s key slot, n query heads, k kv heads, h head dim, d model, f mlp, v vocab, l layer.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from seedstory_jax.models.attention import MASKED_LOGIT, attend, attend_slots
+from seedstory_jax.models.kv_buffer import KVBuffer, TokenChunk, append_facts, slot_targets, visible, write
+from seedstory_jax.models.layer_stack import constrain, scan_layers, stack_layers
+from seedstory_jax.models.lora import LoRAConfig, LoRALinear
+from seedstory_jax.models.rope import rotate
+
+VOCAB_MULTIPLE = 128  # 32066 divides by no mesh; 32128 does
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+    """Sizes; the defaults are LLaMA-2-7B with SEED-Story's 66 image tokens and the released adapter.
+
+    Attributes:
+        vocab_size: ids a user may see; the tables are padded to `padded_vocab_size`, and the rest is masked.
+        num_kv_heads: fewer than num_heads groups the query heads.
+        lora: None gives a model without adapters.
+        remat: what the backward pass recomputes, see `layer_stack.scan_layers`.
+        unroll: layers written out per scan step; True for all.
+        dtype: compute dtype. Norms, softmax and logits stay float32.
+    """
+
+    vocab_size: int = 32066
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    num_layers: int = 32
+    num_heads: int = 32
+    num_kv_heads: int = 32
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 1e4
+    lora: LoRAConfig | None = dataclasses.field(default_factory=LoRAConfig)
+    remat: str = "none"
+    unroll: bool | int = 1
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} does not divide into num_heads {self.num_heads}")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads {self.num_heads} is no multiple of num_kv_heads {self.num_kv_heads}")
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one head."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding table and columns of the head."""
+        return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+
+class RMSNorm(nnx.Module):
+    """Root mean square norm (Zhang & Sennrich 2019), computed in float32, returned in `dtype`."""
+
+    def __init__(self, features: int, eps: float, dtype: str):
+        self.eps = eps
+        self.dtype = jnp.dtype(dtype)
+        self.scale = nnx.Param(jnp.ones((features,)))
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        """x / rms(x) · scale."""
+        x = x.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
+        return (x * self.scale[...].astype(jnp.float32)).astype(self.dtype)
+
+
+class LlamaAttention(nnx.Module):
+    """Projections around attention; what the queries may read is the caller's business."""
+
+    def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs):
+        d, n, k, h = config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
+        self.head_dim = h
+        self.rope_theta = config.rope_theta
+        self.q_proj = LoRALinear(d, n * h, config.lora, dtype=config.dtype, rngs=rngs)
+        self.k_proj = LoRALinear(d, k * h, config.lora, dtype=config.dtype, rngs=rngs)
+        self.v_proj = LoRALinear(d, k * h, config.lora, dtype=config.dtype, rngs=rngs)
+        self.o_proj = LoRALinear(n * h, d, config.lora, dtype=config.dtype, rngs=rngs)
+
+    def project(self, x, positions, dropout_key=None):
+        """x [b t d] -> q [b t n h], k [b t k h], v [b t k h], q and k turned to their positions."""
+        q = self._heads(self.q_proj(x, _branch(dropout_key, 0)), "btnh")
+        k = self._heads(self.k_proj(x, _branch(dropout_key, 1)), "btkh")
+        v = self._heads(self.v_proj(x, _branch(dropout_key, 2)), "btkh")
+        return rotate(q, positions, self.rope_theta), rotate(k, positions, self.rope_theta), v
+
+    def output(self, attended, dropout_key=None):
+        """[b t n h] -> [b t d]."""
+        return self.o_proj(attended.reshape(*attended.shape[:2], -1), _branch(dropout_key, 3))
+
+    def _heads(self, x, letters):
+        return constrain(x.reshape(*x.shape[:2], -1, self.head_dim), letters)
+
+
+class LlamaMLP(nnx.Module):
+    """SwiGLU: down(silu(gate(x)) · up(x))."""
+
+    def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs):
+        d, f = config.hidden_size, config.intermediate_size
+        self.gate_proj = LoRALinear(d, f, config.lora, dtype=config.dtype, rngs=rngs)
+        self.up_proj = LoRALinear(d, f, config.lora, dtype=config.dtype, rngs=rngs)
+        self.down_proj = LoRALinear(f, d, config.lora, dtype=config.dtype, rngs=rngs)
+
+    def __call__(self, x, dropout_key=None):
+        """[b t d] -> [b t d]."""
+        gate = self.gate_proj(x, _branch(dropout_key, 4))
+        hidden = constrain(jax.nn.silu(gate) * self.up_proj(x, _branch(dropout_key, 5)), "btf")
+        return self.down_proj(hidden, _branch(dropout_key, 6))
+
+
+class LlamaLayer(nnx.Module):
+    """One pre-norm block, cut in two where attention reads: `project`, then `finish`."""
+
+    def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs):
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, config.dtype)
+        self.self_attn = LlamaAttention(config, rngs=rngs)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, config.dtype)
+        self.mlp = LlamaMLP(config, rngs=rngs)
+
+    def project(self, x, positions, dropout_key=None):
+        """x [b t d] -> q, k, v of its normed self."""
+        return self.self_attn.project(self.input_layernorm(x), positions, dropout_key)
+
+    def finish(self, x, attended, dropout_key=None):
+        """Adds what was attended to, then the feed-forward: [b t d], [b t n h] -> [b t d]."""
+        x = constrain(x + self.self_attn.output(attended, dropout_key), "btd")
+        return constrain(x + self.mlp(self.post_attention_layernorm(x), dropout_key), "btd")
+
+
+class Llama(nnx.Module):
+    """Embedding table, stacked layers, final norm, output head (not tied to the table)."""
+
+    def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        d, v = config.hidden_size, config.padded_vocab_size
+        table = nnx.initializers.normal(d**-0.5)
+        self.embed_tokens = nnx.Embed(
+            v, d, dtype=jnp.dtype(config.dtype), param_dtype=jnp.float32, embedding_init=table, rngs=rngs
+        )
+        self.layers = stack_layers(lambda rngs: LlamaLayer(config, rngs=rngs), config.num_layers, rngs)
+        self.norm = RMSNorm(d, config.rms_norm_eps, config.dtype)
+        self.lm_head = nnx.Linear(
+            d, v, use_bias=False, dtype=jnp.dtype(config.dtype), param_dtype=jnp.float32, rngs=rngs
+        )
+
+    def embed(self, ids: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+        """Token embeddings in the compute dtype."""
+        return constrain(self.embed_tokens(ids), "btd")
+
+    def __call__(
+        self,
+        embeddings: Float[Array, "b t d"],
+        positions: Int[Array, "b t"],
+        mask: Bool[Array, "b t t"],
+        *,
+        dropout_key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "b t d"]:
+        """Hidden states after the final norm; `mask[b, t, s]` says whether token t reads token s.
+
+        LoRA dropout is on where `dropout_key` is given, with its own key in each layer and each projection.
+        """
+        hidden, _ = self._forward(embeddings, positions, mask, dropout_key)
+        return self.norm(hidden)
+
+    def layer_outputs(
+        self, embeddings: Float[Array, "b t d"], positions: Int[Array, "b t"], mask: Bool[Array, "b t t"]
+    ) -> Float[Array, "l b t d"]:
+        """Every layer's output before any norm (for checks: keeps all of them)."""
+        return self._forward(embeddings, positions, mask, None, keep=True)[1]
+
+    def extend(
+        self, embeddings: Float[Array, "b t d"], chunk: TokenChunk, buffer: KVBuffer
+    ) -> tuple[Float[Array, "b t d"], KVBuffer]:
+        """Appends a chunk to the buffer: its tokens read all slots at or before their own position, and themselves.
+
+        The buffer goes through the layers as the scan's carry, each layer scattering its new rows into it, so that XLA
+        updates a donated buffer in place (as scan inputs and outputs it would be held twice). Hidden states of padding
+        (beyond `chunk.count`) mean nothing. The new tokens must fit: the host reserves slots before.
+        """
+        targets = slot_targets(buffer, chunk)
+        buffer = append_facts(buffer, chunk)
+        mask = visible(buffer.position, chunk.position)
+
+        def step(layer: LlamaLayer, carry, number):
+            x, keys, values = carry
+            q, k, v = layer.project(x, chunk.position)
+            keys, values = write(keys, k, targets, number), write(values, v, targets, number)
+            attended = attend_slots(q, keys[number].astype(q.dtype), values[number].astype(q.dtype), mask)
+            return (layer.finish(x, attended), keys, values), None
+
+        carry = (constrain(embeddings.astype(self.norm.dtype), "btd"), buffer.k, buffer.v)
+        numbers = jnp.arange(self.config.num_layers)
+        (x, keys, values), _ = scan_layers(self.layers, step, carry, numbers, unroll=self.config.unroll)
+        return self.norm(x), dataclasses.replace(buffer, k=keys, v=values)
+
+    def logits(self, hidden: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
+        """Float32 scores over the padded vocabulary; ids from `vocab_size` on are masked with a large negative."""
+        kernel = self.lm_head.kernel[...].astype(self.norm.dtype)
+        scores = jnp.einsum("btd,dv->btv", hidden, kernel, preferred_element_type=jnp.float32)
+        real = jnp.arange(self.config.padded_vocab_size) < self.config.vocab_size
+        return constrain(jnp.where(real, scores, MASKED_LOGIT), "btv")
+
+    def _forward(self, embeddings, positions, mask, dropout_key, keep=False):
+        keys = None if dropout_key is None else jax.random.split(dropout_key, self.config.num_layers)
+
+        def step(layer: LlamaLayer, x, key):
+            q, k, v = layer.project(x, positions, key)
+            x = layer.finish(x, attend(q, k, v, mask), key)
+            return x, (x if keep else None)
+
+        x = constrain(embeddings.astype(self.norm.dtype), "btd")
+        return scan_layers(self.layers, step, x, keys, remat=self.config.remat, unroll=self.config.unroll)
+
+
+def merge_lora(llama: Llama) -> Llama:
+    """The same function without adapters: each kernel becomes W + (alpha / rank) · A B, summed in float32.
+
+    Sampling uses it: an adapter costs two small products a projection and token. The kernels keep their dtype; the
+    other parameters are shared, not copied. Under `jax.jit`, split before and merge after.
+    """
+    lora = llama.config.lora
+    if lora is None:
+        return llama
+    config = dataclasses.replace(llama.config, lora=None)
+    graph, state = nnx.split(nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0))))
+    source = dict(nnx.to_flat_state(nnx.state(llama)))
+    merged = []
+    for path, variable in nnx.to_flat_state(state):
+        value = source[path][...]
+        if (*path[:-1], "lora_a") in source:
+            low, high = (source[*path[:-1], name][...].astype(jnp.float32) for name in ("lora_a", "lora_b"))
+            delta = lora.scale * jnp.einsum("lir,lro->lio", low, high)
+            value = (value.astype(jnp.float32) + delta).astype(value.dtype)
+        merged.append((path, variable.replace(value)))
+    return nnx.merge(graph, nnx.from_flat_state(merged))
+
+
+def causal_mask(attention_mask: Bool[Array, "b t"]) -> Bool[Array, "b t t"]:
+    """Token t reads the real tokens s <= t. Rows of padding read what is real before them, or nothing."""
+    length = attention_mask.shape[1]
+    return jnp.tril(jnp.ones((length, length), bool))[None] & attention_mask[:, None, :]
+
+
+def _branch(key, number):
+    return None if key is None else jax.random.fold_in(key, number)

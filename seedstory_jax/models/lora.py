@@ -1,0 +1,58 @@
+"""Low-rank adapters (Hu et al. 2021) as peft trains them: y = W x + (alpha / rank) · B A dropout(x)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+LoRAParam = nnx.LoRAParam  # a subclass of nnx.Param: filter for it before filtering for Param
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRAConfig:
+    """Adapter size; the defaults are the released ones (the paper's text says rank 6)."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.05
+
+    def __post_init__(self):
+        if self.rank < 1:
+            raise ValueError(f"LoRA rank {self.rank}: at least 1 is needed; for no adapter set lora=None")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"LoRA dropout {self.dropout} is outside [0, 1)")
+
+    @property
+    def scale(self) -> float:
+        """Factor on B A x."""
+        return self.alpha / self.rank
+
+
+class LoRALinear(nnx.Module):
+    """Linear layer without bias, `kernel [in out]`, with an optional adapter `lora_a [in r]`, `lora_b [r out]`."""
+
+    def __init__(
+        self, in_features: int, out_features: int, lora: LoRAConfig | None, *, dtype: str = "float32", rngs: nnx.Rngs
+    ):
+        self.lora = lora
+        self.dtype = jnp.dtype(dtype)
+        self.kernel = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), (in_features, out_features)))
+        if lora is not None:
+            # peft's start: A uniform in +-1/sqrt(in), B zero, so that the adapter begins as nothing.
+            uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+            self.lora_a = LoRAParam(uniform(rngs.params(), (in_features, lora.rank)))
+            self.lora_b = LoRAParam(jnp.zeros((lora.rank, out_features)))
+
+    def __call__(self, x: Float[Array, "*b in"], dropout_key: Key[Array, ""] | None = None) -> Float[Array, "*b out"]:
+        """Dropout acts on the adapter's input alone, and only where a key is given."""
+        x = x.astype(self.dtype)
+        y = x @ self.kernel[...].astype(self.dtype)
+        if self.lora is None:
+            return y
+        if dropout_key is not None and self.lora.dropout > 0:
+            keep = jax.random.bernoulli(dropout_key, 1.0 - self.lora.dropout, x.shape)
+            x = jnp.where(keep, x / (1.0 - self.lora.dropout), 0).astype(self.dtype)
+        low = x @ self.lora_a[...].astype(self.dtype)
+        return y + self.lora.scale * (low @ self.lora_b[...].astype(self.dtype))

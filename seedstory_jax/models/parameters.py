@@ -1,0 +1,65 @@
+"""Modules as data: a module taken apart into a static blueprint and a flat dict of arrays, and put together again.
+
+Everything outside the models (optimizer, checkpoints, sharding, conversion) handles parameters under dotted names,
+"layers.self_attn.q_proj.kernel"; nnx objects exist only inside the functions that compute.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from flax import nnx
+
+Parameters = dict[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """The structure of a module without its arrays; hashable, so it may be a static argument."""
+
+    graphdef: nnx.GraphDef
+    treedef: Any
+    names: tuple[str, ...]
+
+    def build(self, parameters: Mapping[str, Any]) -> Any:
+        """The module around `parameters`; raises KeyError for a name that is missing."""
+        state = jax.tree.unflatten(self.treedef, [parameters[name] for name in self.names])
+        return nnx.merge(self.graphdef, state)
+
+
+def take_apart(module: nnx.Module) -> tuple[Blueprint, dict[str, Any]]:
+    """The module's blueprint and its parameters by dotted name."""
+    graphdef, state = nnx.split(module)
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(state)
+    parameters = {dotted_name(path): leaf for path, leaf in leaves}
+    return Blueprint(graphdef, treedef, tuple(parameters)), parameters
+
+
+def dotted_name(path: tuple[Any, ...]) -> str:
+    """jax's key path as a dotted name, without the step from a Variable to its value."""
+    parts = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path]
+    if parts and parts[-1] in ("value", "raw_value"):
+        parts = parts[:-1]
+    return ".".join(parts)
+
+
+def abstract_parameters(make: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Blueprint, dict[str, jax.ShapeDtypeStruct]]:
+    """Blueprint and shapes of `make(rngs)` without allocating anything."""
+    return take_apart(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+
+
+def initial_parameters(make: Callable[[nnx.Rngs], nnx.Module], key: jax.Array, shardings: Any = None) -> Parameters:
+    """Freshly drawn parameters of `make(rngs)`, computed under jit, each where `shardings[name]` says."""
+    return jax.jit(lambda key: take_apart(make(nnx.Rngs(key)))[1], out_shardings=shardings)(key)
+
+
+def with_prefix(prefix: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Every name as "prefix.name"."""
+    return {f"{prefix}.{name}": value for name, value in parameters.items()}
+
+
+def under_prefix(prefix: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters below "prefix.", without it."""
+    start = f"{prefix}."
+    return {name.removeprefix(start): value for name, value in parameters.items() if name.startswith(start)}

@@ -1,0 +1,152 @@
+"""The page of an ablation or a comparison: figures a system, quality by frame, curves, and pictures side by side."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from seedstory_jax.evaluation.bootstrap import Interval
+from seedstory_jax.evaluation.measure import Measurement
+from seedstory_jax.evaluation.policy_table import PolicyTable, title_of, to_markdown
+from seedstory_jax.evaluation.stories import StoryFolder
+from seedstory_jax.report.demo import curve_plots
+from seedstory_jax.report.page import escape, href, picture, render_page, theme_button, write_text
+from seedstory_jax.report.storybook import POLICY_WORDS
+from seedstory_jax.report.tables import figures_html, policy_table_html, words
+
+
+@dataclass(frozen=True)
+class Section:
+    """One table of systems: all of an ablation's variants at one length, or a comparison.
+
+    Attributes:
+        title: the section's headline.
+        table: quality by system and range of frames.
+        figures: by system, then by name.
+        stories: by system.
+        sheets: by system, its contact sheet.
+    """
+
+    title: str
+    table: PolicyTable
+    figures: Mapping[str, Mapping[str, Interval]]
+    stories: Mapping[str, Sequence[StoryFolder]] = field(default_factory=dict)
+    sheets: Mapping[str, Path] = field(default_factory=dict)
+
+
+def section_of(title: str, measured: Measurement, length: int, **rest) -> Section:
+    """A section whose ranges of frames are thirds of `length` (2-10, 11-20, 21-30 for thirty frames)."""
+    from seedstory_jax.evaluation.policy_table import policy_table
+
+    return Section(title, policy_table(measured.records, ranges=thirds(length)), measured.figures, **rest)
+
+
+def thirds(length: int) -> list[tuple[int, int]]:
+    """Frames 2 to `length`, counted from 1, in three ranges that end on thirds; fewer where there are fewer frames."""
+    ends = sorted({max(2, round(length * part / 3)) for part in (1, 2, 3)})
+    firsts = [2, *(end + 1 for end in ends[:-1])]
+    return [(first, end) for first, end in zip(firsts, ends, strict=True) if first <= end] or [(2, 2)]
+
+
+def write_figures(out: Path, name: str, title: str, sections: Sequence[Section], *, notes: Sequence[str] = ()) -> Path:
+    """Write `<name>.json`, `.md`, `.csv` and `index.html` into `out`; returns the page's path."""
+    out = Path(out)
+    content = {
+        "title": title,
+        "notes": list(notes),
+        "sections": [
+            {
+                "title": section.title,
+                "figures": {s: {n: asdict(i) for n, i in own.items()} for s, own in section.figures.items()},
+                "quality": asdict(section.table),
+            }
+            for section in sections
+        ],
+    }
+    write_text(out / f"{name}.json", json.dumps(content, indent=1) + "\n")
+    write_text(out / f"{name}.md", _markdown(title, sections, notes))
+    write_text(out / f"{name}.csv", _csv(sections))
+    downloads = " ".join(f'<a href="{name}.{kind}">{name}.{kind}</a>' for kind in ("json", "md", "csv"))
+    parts = [
+        f'<header class="mast"><div class="tools">{theme_button()}</div><h1>{escape(title)}</h1>',
+        *(f'<p class="lead">{escape(note)}</p>' for note in notes),
+        f'<p class="links">{downloads}</p></header><main class="sheet">',
+        *(_section_html(out, section) for section in sections),
+        "</main>",
+    ]
+    return write_text(out / "index.html", render_page(title, "\n".join(parts), styles=("sheet.css",)))
+
+
+def _columns(section: Section) -> list[str]:
+    return list(dict.fromkeys(name for own in section.figures.values() for name in own))
+
+
+def _section_html(out: Path, section: Section) -> str:
+    columns = _columns(section)
+    rows = {system: [own.get(name) for name in columns] for system, own in section.figures.items()}
+    counts = sorted(set(section.table.stories.values()))
+    count = "" if not counts else f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return (
+        f"<section><h2>{escape(section.title)}</h2>"
+        f"{figures_html([title_of(name) for name in columns], rows)}"
+        f"{_pictures(out, section)}<h3>Quality by frame</h3><p class='soft'>{count} stories a row; small figures: 95 % "
+        "% of resamples over stories. Curves: means of three frames with their band.</p>"
+        f"{curve_plots(section.table)}<details><summary>The same as tables</summary>"
+        f"{policy_table_html(section.table)}</details></section>"
+    )
+
+
+def _pictures(out: Path, section: Section) -> str:
+    rows = []
+    for system in section.figures:
+        sheet, stories = section.sheets.get(system), section.stories.get(system, ())
+        books = [story.images[0].parent for story in stories if story.images and story.images[0] is not None]
+        links = "".join(
+            f'<a href="{href(os.path.relpath(book, out))}/index.html">{place}</a> '
+            for place, book in enumerate(books, 1)
+            if (book / "index.html").is_file()
+        )
+        if sheet is None and not links:
+            continue
+        art = ""
+        if sheet is not None:
+            folder = os.path.relpath(sheet.parent, out)
+            alt = f"{system}: some stories as rows, frames from first to last as columns"
+            art = picture(sheet.parent, sheet.name, alt, base="" if folder == "." else folder, css="sample")
+        about = POLICY_WORDS.get(system.partition(" ")[0], "")
+        rows.append(
+            f'<article class="policy"><h3>{escape(system)}</h3><p>{escape(about)} <span class="soft">'
+            f"{'storybooks: ' + links if links else ''}</span></p>{art}</article>"
+        )
+    return f"<h3>Pictures</h3>{''.join(rows)}" if rows else ""
+
+
+def _markdown(title: str, sections: Sequence[Section], notes: Sequence[str]) -> str:
+    lines = [f"# {title}", "", *(f"{note}\n" for note in notes)]
+    for section in sections:
+        columns = _columns(section)
+        lines += [f"## {section.title}", "", "| | " + " | ".join(map(title_of, columns)) + " |"]
+        lines.append("|---|" + "---|" * len(columns))
+        for system, own in section.figures.items():
+            cells = " | ".join(words(own.get(name)) for name in columns)
+            lines.append(f"| `{system.replace('|', chr(92) + '|')}` | {cells} |")
+        lines += ["", to_markdown(section.table)]
+    return "\n".join(lines)
+
+
+def _csv(sections: Sequence[Section]) -> str:
+    import csv
+    import io
+
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("section", "system", "frames", "metric", "mean", "low", "high", "count"))
+    for section in sections:
+        for system, own in section.figures.items():
+            for name, i in own.items():
+                writer.writerow((section.title, system, "", name, i.mean, i.low, i.high, i.count))
+        for row in section.table.rows():
+            cells = (row[key] for key in ("policy", "frames", "metric", "mean", "low", "high", "count"))
+            writer.writerow((section.title, *cells))
+    return text.getvalue()

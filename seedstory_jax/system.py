@@ -1,0 +1,174 @@
+"""A trained system, loaded whole: encode a picture, tell a story, draw its frames.
+
+system = load("runs/toy")
+story = system.start("a.png", "The monkey waves in the park.", policy="multimodal_sink", length=30)
+for sequence in story:
+    print(sequence.text)                       # text first
+pictures = system.draw(story.sequences)        # pixels when wanted, uint8 [n h w 3]
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from seedstory_jax.config import Config, check, differing_keys, from_dict, to_dict
+from seedstory_jax.data.images import ImageTransform, open_image
+from seedstory_jax.data.tokenizer import StoryTokenizer
+from seedstory_jax.errors import UserError
+from seedstory_jax.generation.policies import Policy, make_policy
+from seedstory_jax.generation.render import Renderer
+from seedstory_jax.generation.story import Sequence as StorySequence
+from seedstory_jax.generation.story import Story, StoryTeller, TellingConfig
+from seedstory_jax.models.llama import merge_lora
+from seedstory_jax.models.parameters import Parameters
+from seedstory_jax.training.detokenizer import make_renderer
+from seedstory_jax.training.parts import build, load_parameters
+from seedstory_jax.training.run import CONFIG_FILE, SHARED_SECTIONS
+from seedstory_jax.training.workspace import Workspace
+
+ENCODE_BATCH = 8
+
+
+class StorySystem:
+    """All parts of a trained model around one config; parts are loaded when first asked for."""
+
+    def __init__(self, config: Config, workdir: Path):
+        self.config, self.workdir = config, workdir
+        self._parameters: Parameters = {}
+
+    def _part(self, name: str) -> Parameters:
+        wanted = {key: value for key, value in self._parameters.items() if key.startswith(f"{name}.")}
+        if not wanted:
+            wanted = load_parameters(self.config.model, (name,), self.workdir, seed=self.config.seed)
+            self._parameters |= wanted
+        return wanted
+
+    @cached_property
+    def workspace(self) -> Workspace:
+        """The workdir's stories and tokenizer."""
+        return Workspace(self.config, self.workdir)
+
+    @property
+    def tokenizer(self) -> StoryTokenizer:
+        """The text tokenizer."""
+        return self.workspace.tokenizer
+
+    @property
+    def vit_transform(self) -> ImageTransform:
+        """What happens to a picture before the ViT sees it."""
+        return self.workspace.vit_transform
+
+    @cached_property
+    def _encode(self):
+        model = self.config.model
+        return jax.jit(lambda parameters, images: build(model, "vit", parameters)(images))
+
+    def encode(self, pictures: Iterable[Any]) -> np.ndarray:
+        """Image features float32 [n q d] of pictures: paths, PIL images or uint8 arrays [h w 3].
+
+        Raises UserError for a file that is no picture.
+        """
+        from PIL import Image
+
+        images = []
+        for picture in pictures:
+            if isinstance(picture, np.ndarray):
+                picture = Image.fromarray(picture)
+            elif not isinstance(picture, Image.Image):
+                picture = open_image(picture)
+            images.append(self.vit_transform(picture))
+        parameters, features = self._part("vit"), []
+        for first in range(0, len(images), ENCODE_BATCH):
+            batch = images[first : first + ENCODE_BATCH]
+            batch = batch + [np.zeros_like(batch[0])] * (ENCODE_BATCH - len(batch))
+            features.append(np.asarray(self._encode(parameters, np.stack(batch)), np.float32))
+        return np.concatenate(features)[: len(images)]
+
+    @cached_property
+    def story_model(self):
+        """The story MLLM with its LoRA merged into the weights."""
+        model = build(self.config.model, "story", self._part("story"))
+        if model.llama.config.lora is None:
+            return model
+        return merge_story_lora(model)
+
+    def teller(self, policy: str | Policy = "multimodal_sink", telling: TellingConfig | None = None, **settings):
+        """A `StoryTeller` under a policy, by name with its settings or as an object."""
+        if isinstance(policy, str):
+            window = {} if policy == "dense" else {"window": self.config.sample.window}
+            policy = make_policy(policy, **(window | settings))
+        return StoryTeller(self.story_model, self.tokenizer, policy, telling or self.telling())
+
+    def telling(self, **changes: Any) -> TellingConfig:
+        """How stories are told: the config's sampling section with changes."""
+        sample = self.config.sample
+        defaults = {name: getattr(sample, name) for name in ("max_text_tokens", "temperature", "top_p")}
+        return TellingConfig(**(defaults | changes))
+
+    def start(
+        self, picture: Any, text: str, *, policy: str | Policy = "multimodal_sink", length: int = 25, **settings
+    ) -> Story:
+        """A story that begins with a picture and a sentence; iterate over it, or ask for `next(caption=...)`."""
+        teller = self.teller(policy, self.telling(length=length), **settings)
+        return teller.start(self.encode([picture])[0], text)
+
+    @cached_property
+    def renderer(self) -> Renderer:
+        """Draws pictures from features; compiled when first used."""
+        return make_renderer(self.config, self._part("detokenizer") | self._part("vae") | self._part("vit"))
+
+    def draw(self, sequences: Sequence[StorySequence], *, story: int = 0, seed: int = 0, **options) -> np.ndarray:
+        """Pictures uint8 [n h w 3] of told sequences; `story` and `seed` choose the noise."""
+        features = np.stack([one.predicted_image_features for one in sequences])
+        frames = [one.index for one in sequences]
+        return self.renderer.draw(features, [story] * len(frames), frames, seed=seed, **options)
+
+
+def merge_story_lora(model):
+    """The story model with adapters folded into its weights."""
+    import dataclasses
+
+    from flax import nnx
+
+    llama = merge_lora(model.llama)
+    config = dataclasses.replace(model.config, llama=llama.config)
+    merged = nnx.eval_shape(lambda: type(model)(config, rngs=nnx.Rngs(0)))
+    merged.llama, merged.input_resampler, merged.output_resampler = llama, model.input_resampler, model.output_resampler
+    return merged
+
+
+def load(workdir: str | Path, config: Config | None = None) -> StorySystem:
+    """The system trained in `workdir`; a config that is given must agree with the workdir's own.
+
+    Raises UserError if the folder holds no run, or another one than the config says.
+    """
+    workdir = Path(workdir)
+    path = workdir / CONFIG_FILE
+    if not path.is_file():
+        if config is not None and config.model.base:
+            return StorySystem(config, workdir)
+        raise UserError(
+            f"{workdir} holds no run (no {CONFIG_FILE}): train one with "
+            f"python train.py --config=configs/toy.py --workdir={workdir}"
+        )
+    try:
+        own = from_dict(Config, json.loads(path.read_text()))
+    except (json.JSONDecodeError, UserError) as error:
+        raise UserError(
+            f"{path} cannot be used ({error}): it is from another version or damaged; train anew"
+        ) from error
+    if config is not None:
+        mine, theirs = to_dict(own), to_dict(config)
+        rows = differing_keys({k: mine[k] for k in SHARED_SECTIONS}, {k: theirs[k] for k in SHARED_SECTIONS})
+        if rows:
+            raise UserError(
+                f"--config differs from the config {workdir} was trained with ({'; '.join(rows[:5])}); leave it out"
+            )
+        own = config
+    check(own)
+    return StorySystem(own, workdir)

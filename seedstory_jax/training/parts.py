@@ -1,0 +1,149 @@
+"""The system's parts by name, where their parameters come from, and which of them a stage trains."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from seedstory_jax.config import ModelConfig, nearest
+from seedstory_jax.errors import UserError
+from seedstory_jax.models.parameters import (
+    Blueprint,
+    Parameters,
+    abstract_parameters,
+    initial_parameters,
+    with_prefix,
+)
+from seedstory_jax.models.qwen_vit import QwenViT
+from seedstory_jax.models.sdxl.detokenizer import Detokenizer
+from seedstory_jax.models.sdxl.vae import VAE
+from seedstory_jax.models.story_mllm import StoryMLLM
+from seedstory_jax.training.checkpoint import latest_step, load_trained
+
+PARTS: dict[str, Callable[[ModelConfig], Callable[[nnx.Rngs], nnx.Module]]] = {
+    "vit": lambda model: lambda rngs: QwenViT(model.vit, rngs=rngs),
+    "vae": lambda model: lambda rngs: VAE(model.vae, rngs=rngs),
+    "detokenizer": lambda model: lambda rngs: Detokenizer(model.detokenizer, rngs=rngs),
+    "story": lambda model: lambda rngs: StoryMLLM(model.story, rngs=rngs),
+}
+# Which stage trains which part, in the order of training; a later one goes on from an earlier one's result.
+TRAINED_BY = (
+    ("tokenizer_vae", "vae"),
+    ("tokenizer_vit", "vit"),
+    ("detokenizer", "detokenizer"),
+    ("story", "story"),
+    ("adapt", "detokenizer"),
+)
+
+# Trainable sets (design, section 1): a parameter trains if its whole name matches. Position tables never do.
+FIXED = r"(.*\.)?pos_embed"
+EVERYTHING = r".*"
+TRAINABLE: dict[str, dict[str, str]] = {
+    "vae": {"all": EVERYTHING},
+    "vit": {"all": EVERYTHING},
+    "detokenizer": {
+        "released": r"perceiver\..*|unet\..*\.to_[kv]\.kernel",
+        "paper": EVERYTHING,
+        "all": EVERYTHING,
+    },
+    "story": {
+        # LoRA, the norms, the whole embedding and head, both resamplers.
+        "released": r"llama\..*(\.lora_[ab]|norm\.scale)|llama\.(embed_tokens\.embedding|lm_head\.kernel)"
+        r"|\w+_resampler\..*",
+        # The paper names LoRA alone inside the LLM; its rank is the model config's.
+        "paper": r"llama\..*\.lora_[ab]|llama\.(embed_tokens\.embedding|lm_head\.kernel)|\w+_resampler\..*",
+        "all": EVERYTHING,
+    },
+}
+
+
+def trainable_names(part: str, chosen: str) -> Callable[[str], bool]:
+    """Whether a full name ("story.llama.norm.scale") trains under the set `chosen`; UserError for an unknown set."""
+    sets = TRAINABLE[part]
+    if chosen not in sets:
+        raise UserError(f"unknown trainable set {chosen!r} for {part}: {nearest(chosen, list(sets))}")
+    trains, fixed = re.compile(sets[chosen]), re.compile(FIXED)
+
+    def matches(name: str) -> bool:
+        head, _, rest = name.partition(".")
+        return head == part and trains.fullmatch(rest) is not None and fixed.fullmatch(rest) is None
+
+    return matches
+
+
+def blueprint(model: ModelConfig, part: str) -> Blueprint:
+    """The structure of one part."""
+    return abstract_parameters(PARTS[part](model))[0]
+
+
+def build(model: ModelConfig, part: str, parameters: Mapping[str, Any]) -> Any:
+    """The module of one part around its parameters (names with the part's prefix)."""
+    names = blueprint(model, part)
+    return names.build({name: parameters[f"{part}.{name}"] for name in names.names})
+
+
+def random_parameters(model: ModelConfig, part: str, seed: int) -> Parameters:
+    """Freshly drawn parameters of one part, under its prefix."""
+    key = jax.random.fold_in(jax.random.key(seed), list(PARTS).index(part))
+    return with_prefix(part, initial_parameters(PARTS[part](model), key))
+
+
+def load_parameters(
+    model: ModelConfig,
+    parts: Iterable[str],
+    workdir: Path,
+    *,
+    seed: int,
+    before: str | None = None,
+    strict: bool = True,
+) -> Parameters:
+    """Parameters of `parts`: what the stages in `workdir` trained, over the base weights (or random ones).
+
+    `before`: only stages that come before this one count. Raises UserError (with `strict`) for a part that no stage
+    has trained though one should have, and that has no base weights.
+    """
+    stages = [stage for stage, _ in TRAINED_BY]
+    stages = stages[: stages.index(before)] if before else stages
+    parameters: Parameters = {}
+    for part in parts:
+        trainers = [stage for stage in stages if dict(TRAINED_BY)[stage] == part]
+        done = [stage for stage in trainers if latest_step(workdir / stage) is not None]
+        if strict and trainers and not done and not model.base:
+            raise UserError(
+                f"{workdir} has no trained {part}: run train.py with this workdir and the stage that trains it "
+                f"({trainers[0]}), give converted weights as model.base, or set init_from=none for random ones"
+            )
+        shapes = with_prefix(part, abstract_parameters(PARTS[part](model))[1])
+        trained: Parameters = {}
+        for stage in done:
+            # A stage's checkpoint may hold helpers of its own (the tokenizer stage's heads) beside the part.
+            trained |= load_trained(workdir / stage, shapes, prefix=f"{part}.")
+        if trained.keys() != shapes.keys():
+            rest = _load_base(model, part) if model.base else random_parameters(model, part, seed)
+            trained = rest | trained
+        parameters |= trained
+    return parameters
+
+
+def _load_base(model: ModelConfig, part: str, seed: int) -> Parameters:
+    """The converted weights of one part; what they lack (a bare LLaMA has no adapters, no resamplers) starts fresh."""
+    from seedstory_jax.convert.store import restore_module
+
+    shapes = abstract_parameters(PARTS[part](model))[1]
+    found = with_prefix(part, restore_module(Path(model.base) / part, shapes))
+    fresh = tuple(f"{part}.{name}" for name in shapes if f"{part}.{name}" not in found)
+    if fresh:
+        # Under jit, so that nothing but these is ever computed.
+        found |= jax.jit(lambda: {name: random_parameters(model, part, seed)[name] for name in fresh})()
+    return found
+
+
+def cast_frozen(parameters: Parameters, trains: Callable[[str], bool], dtype: str) -> Parameters:
+    """What does not train in its storage dtype, what does in float32."""
+    cast = partial(jnp.asarray, dtype=jnp.dtype(dtype))
+    return {name: value.astype(jnp.float32) if trains(name) else cast(value) for name, value in parameters.items()}

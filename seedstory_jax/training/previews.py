@@ -1,0 +1,29 @@
+"""Pictures to look at while a stage trains."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def write_grid(folder: Path, step: int, rows: Sequence[np.ndarray], enlarge: int = 2) -> Path:
+    """folder/step_<n>.png from rows of pictures [n h w 3], uint8 or floats in [-1, 1]; small ones are enlarged."""
+    lines = [np.concatenate(list(_pixels(row)), axis=1) for row in rows]
+    image = Image.fromarray(np.concatenate(lines, axis=0))
+    side = rows[0].shape[1]
+    scale = max(1, enlarge * 64 // side)
+    image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step_{step:06d}.png"
+    beside = path.with_suffix(".partial")
+    image.save(beside, "PNG")
+    beside.replace(path)
+    return path
+
+
+def _pixels(images: np.ndarray) -> np.ndarray:
+    images = np.asarray(images)
+    if images.dtype == np.uint8:
+        return images
+    return np.round((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)

@@ -1,0 +1,107 @@
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Tests compile a lot and compute little: half of the suite's time is LLVM's. Programs that tests start inherit this.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED_FIXTURES = ROOT.parent / "shared" / "fixtures"
+OWN_FIXTURES = ROOT / "tests" / "data" / "fixtures"
+
+
+class Fixtures:
+    """Folders of reference numbers by kind: the full set beside the repository, else the small copy inside it."""
+
+    def __truediv__(self, kind: str) -> Path:
+        for root in (SHARED_FIXTURES, OWN_FIXTURES):
+            if (root / kind).is_dir():
+                return root / kind
+        pytest.skip(f"fixture {kind} is too large for the repository and is not beside it")
+
+
+@pytest.fixture(scope="session")
+def fixtures_dir() -> Fixtures:
+    return Fixtures()
+
+
+# A micro model: the toy's classes, smaller still. Imports stay inside, after the environment is set.
+
+TOY = Path(__file__).resolve().parents[1] / "configs" / "toy.py"
+
+
+def micro_config(**changes):
+    """The toy's classes at sizes that compile and train in seconds."""
+    from seedstory_jax.config import Config, from_dict, load_config, to_dict
+
+    values = to_dict(load_config(TOY))
+    model = values["model"]
+    model["image_size"] = 16
+    model["vit"] |= {"image_size": 16, "patch_size": 4, "width": 16, "layers": 1, "output_dim": 16, "heads": 2}
+    model["vit"]["pool_heads"] = 2
+    model["vae"] |= {"block_out_channels": (8, 8), "latent_channels": 4}
+    model["story"]["llama"] |= {"hidden_size": 24, "intermediate_size": 32, "num_layers": 2, "num_heads": 2}
+    model["story"]["llama"] |= {"num_kv_heads": 2}
+    model["story"]["input_resampler"] |= {"embed_dim": 24, "num_heads": 2, "kv_dim": 16}
+    model["story"]["output_resampler"] |= {"embed_dim": 16, "num_heads": 2, "kv_dim": 24}
+    unet = {"in_channels": 4, "out_channels": 4, "block_out_channels": (8, 8), "num_attention_heads": (2, 2)}
+    model["detokenizer"]["unet"] |= {**unet, "cross_attention_dim": 16, "projection_class_embeddings_input_dim": 104}
+    perceiver = {"dim": 16, "depth": 1, "dim_head": 8, "heads": 2, "num_queries": 4, "embedding_dim": 16}
+    model["detokenizer"]["perceiver"] |= {**perceiver, "output1_dim": 8, "output2_dim": 8}
+    values["data"]["toy_world"] |= {"stories": 4, "validation_stories": 2}
+    values["tokenizer"] |= {"vae_steps": 2, "vae_batch_size": 4, "steps": 2, "batch_size": 4, "save_every": 100}
+    values["detokenizer"] |= {"steps": 2, "batch_size": 4, "preview_every": 0, "save_every": 100}
+    values["story"] |= {"steps": 6, "batch_size": 2, "max_turns": 3, "max_length": 160, "save_every": 2}
+    values["adapt"] |= {"steps": 2, "batch_size": 4, "images_per_row": 2, "preview_every": 0, "save_every": 100}
+    values["sample"] |= {"steps": 2, "batch_size": 4}
+    for key, change in changes.items():
+        values[key] = values[key] | change if isinstance(change, dict) else change
+    return from_dict(Config, values)
+
+
+@pytest.fixture
+def micro():
+    return micro_config()
+
+
+@pytest.fixture(scope="session")
+def trained_workdir(tmp_path_factory) -> Path:
+    """A workdir in which every stage of the micro config ran; read only."""
+    from seedstory_jax.training.run import train
+
+    workdir = tmp_path_factory.mktemp("run") / "micro"
+    train(micro_config(), workdir)
+    return workdir
+
+
+@pytest.fixture
+def story_only(micro):
+    """The story stage by itself, from random weights."""
+    return dataclasses.replace(micro, stages=("story",), story=dataclasses.replace(micro.story, init_from="none"))
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory) -> list[dict]:
+    """The metrics of the story stage run by itself without a break."""
+    from seedstory_jax.training.run import train
+
+    config = micro_config()
+    config = dataclasses.replace(config, stages=("story",), story=dataclasses.replace(config.story, init_from="none"))
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    train(config, workdir)
+    return metrics_of(workdir)
+
+
+def metrics_of(workdir: Path, stage: str = "story") -> list[dict]:
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "step_seconds"} for row in rows if row["stage"] == stage]
+
+
+@pytest.fixture(scope="session")
+def rows_of():
+    """(workdir, stage) -> its metrics without timings."""
+    return metrics_of

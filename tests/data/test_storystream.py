@@ -1,0 +1,70 @@
+import json
+
+import pytest
+from PIL import Image
+
+from seedstory_jax.data.images import ImageTransform
+from seedstory_jax.data.storystream import Story, StoryDataset, StoryFault, parse_story
+from seedstory_jax.errors import UserError
+
+GOOD = {"id": 1, "images": ["a/0.png", "a/1.png"], "captions": ["one", "two"]}
+
+
+def test_a_story():
+    assert parse_story(json.dumps(GOOD)) == Story(1, ("a/0.png", "a/1.png"), ("one", "two"))
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"{", "invalid JSON"),
+        (b"[" * 100_000, "invalid JSON"),
+        (b'"\xff"', "invalid UTF-8 at byte 1"),
+        (b"[]", "must be a JSON object"),
+        ({"images": [], "captions": []}, "missing key 'id'"),
+        ({**GOOD, "id": None}, "the id must be"),
+        ({**GOOD, "captions": "ab"}, "must be lists"),
+        ({**GOOD, "captions": ["one"]}, "2 images but 1 captions"),
+        ({**GOOD, "captions": ["one", " "]}, "caption 1 is empty"),
+        ({**GOOD, "captions": ["one", 2]}, "caption 1 is empty or no text"),
+        ({**GOOD, "images": ["a", None]}, "image 1 is no path"),
+        ({**GOOD, "images": ["a", "/etc/passwd"]}, "absolute path"),
+        ({**GOOD, "images": ["a", "C:\\x.png"]}, "absolute path"),
+        ({**GOOD, "images": ["a", "b/../../x.png"]}, "path with '..'"),
+        ({**GOOD, "images": ["a", "b\\..\\x.png"]}, "path with '..'"),
+        ({**GOOD, "images": ["a", "b\0.png"]}, "zero byte"),
+        ({"id": 1, "images": [], "captions": []}, "fewer than 1"),
+    ],
+)
+def test_what_is_no_story(line, reason):
+    with pytest.raises(StoryFault, match=reason):
+        parse_story(line if isinstance(line, bytes) else json.dumps(line))
+
+
+def test_dataset(tmp_path):
+    (tmp_path / "a").mkdir()
+    for number in range(2):
+        Image.new("RGB", (130, 130), (number, 0, 0)).save(tmp_path / f"a/{number}.png")
+    (tmp_path / "one.jsonl").write_text(json.dumps(GOOD) + "\n\n" + json.dumps({**GOOD, "id": "x"}) + "\n")
+    data = StoryDataset(tmp_path)
+    assert [story.id for story in data] == [1, "x"] and data.offsets.tolist() == [0, 2, 4]
+    assert data.captions() == ["one", "two"] * 2
+    assert data.read_pictures(ImageTransform("clip", 4))[:, 0, 0, 0].tolist() == [0, 1, 0, 1]
+    assert data.image_path(data[0], 1) == tmp_path / "a/1.png"
+
+
+def test_broken_lines_are_counted(tmp_path):
+    (tmp_path / "one.jsonl").write_text(json.dumps(GOOD) + "\n{\n[]\n")
+    with pytest.warns(UserWarning, match="left out 2 stories"):
+        data = StoryDataset(tmp_path / "one.jsonl")
+    assert len(data) == 1 and "line 2" in data.bad[0]
+    with pytest.raises(UserError, match=r"more than the 1 allowed.*line 2: invalid JSON.*validate"):
+        StoryDataset(tmp_path / "one.jsonl", max_bad=1)
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(UserError, match="no JSONL file"):
+        StoryDataset(tmp_path)
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(UserError, match="holds no story"):
+        StoryDataset(tmp_path / "empty.jsonl")

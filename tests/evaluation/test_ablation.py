@@ -1,0 +1,147 @@
+import json
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from seedstory_jax.errors import UserError
+from seedstory_jax.evaluation.ablation import Run, Setup, Variant, plan_runs, read_run, tell_runs, timing_figures
+from seedstory_jax.generation.sample import Request
+from seedstory_jax.generation.story import TellingConfig
+from seedstory_jax.models.llama import LlamaConfig
+from seedstory_jax.models.parameters import abstract_parameters
+from seedstory_jax.models.resampler import ResamplerConfig
+from seedstory_jax.models.story_mllm import StoryMLLM, StoryMLLMConfig
+
+CONFIG = StoryMLLMConfig(
+    llama=LlamaConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=16, num_layers=1, num_heads=2, num_kv_heads=2, lora=None
+    ),
+    input_resampler=ResamplerConfig(grid_size=2, embed_dim=16, num_heads=2, kv_dim=8),
+    output_resampler=ResamplerConfig(grid_size=2, embed_dim=8, num_heads=2, kv_dim=16),
+)
+
+
+class Tokenizer:
+    bos, eos, boi, eoi = 1, 2, 3, 4
+    image_ids = tuple(range(5, 9))
+
+    def first_turn(self, caption):
+        return [10 + ord(letter) - ord("a") for letter in caption]
+
+    def next_turn(self, caption):
+        return [9, *self.first_turn(caption)]
+
+    def decode(self, ids, skip_special=False):
+        return "".join(chr(ord("a") + (i - 10) % 26) for i in ids)
+
+    def refuse_markup(self, text):
+        pass
+
+
+@pytest.fixture(scope="module")
+def setup() -> Setup:
+    blueprint, shapes = abstract_parameters(lambda rngs: StoryMLLM(CONFIG, rngs=rngs))
+    rng = np.random.default_rng(1)
+    drawn = {name: rng.normal(size=one.shape, scale=one.shape[-1] ** -0.5) for name, one in shapes.items()}
+    model = blueprint.build({name: jnp.asarray(value, jnp.float32) for name, value in drawn.items()})
+
+    def draw(features, stories, frames):
+        value = np.asarray(stories) * 10 + np.asarray(frames)
+        return np.broadcast_to(value[:, None, None, None], (len(value), 8, 8, 3)).astype(np.uint8)
+
+    telling = TellingConfig(max_text_tokens=3, allow_end=False)
+    return Setup(model, Tokenizer(), telling, window=2, draw=draw, identity={"checkpoint": 1})
+
+
+@pytest.fixture(scope="module")
+def requests() -> list[Request]:
+    rng = np.random.default_rng(2)
+    picture = np.zeros((8, 8, 3), np.uint8)
+    return [Request(f"s{n}", n, "ab", rng.normal(size=(4, 8)).astype(np.float32), picture) for n in range(3)]
+
+
+def test_the_plan():
+    runs = plan_runs(["dense", "multimodal_sink"], ["image_head=0,4", "window=3"], [5, 9])
+    assert [run.name for run in runs[: len(runs) // 2]] == [
+        "dense-5",
+        "multimodal-sink-5",
+        "multimodal-sink-image-head-0-5",
+        "multimodal-sink-image-head-4-5",
+        "multimodal-sink-window-3-5",
+    ]
+    assert runs[5] == Run(Variant("dense"), 9)
+    policies = {run.variant.name: run.variant.make(window=2) for run in runs}
+    assert policies["multimodal_sink image_head=0"].head == (0, 0)
+    assert policies["multimodal_sink image_head=4"].head == (4, 4)
+    assert policies["multimodal_sink window=3"].window == 3 and policies["multimodal_sink"].window == 2
+    both = plan_runs(["window", "multimodal_sink"], ["cap=4", "image_tail=2", "positions=absolute"], [5])
+    made = {run.variant.name: run.variant.make() for run in both}
+    assert made["multimodal_sink cap=4"].image_sink_cap == 4 and made["multimodal_sink image_tail=2"].tail == (2, 4)
+    assert made["window positions=absolute"].positions == "absolute" and "window cap=4" not in made
+
+
+@pytest.mark.parametrize(
+    "policies, sweeps, lengths, complaint",
+    [
+        (["windw"], [], [5], "did you mean 'window'"),
+        ([], [], [5], "one or more"),
+        (["dense"], [], [1], "lengths from 2"),
+        (["sink"], ["hed=1"], [5], "unknown sweep"),
+        (["sink"], ["start"], [5], "has no values"),
+        (["sink"], ["start=-1"], [5], "0 or more"),
+        (["sink"], ["positions=left"], [5], "slot or absolute"),
+        (["window"], ["start=1"], [5], "no policy"),
+    ],
+)
+def test_what_cannot_be_planned(policies, sweeps, lengths, complaint):
+    with pytest.raises(UserError, match=complaint):
+        plan_runs(policies, sweeps, lengths)
+
+
+def test_runs_go_on_where_they_stopped(setup, requests, tmp_path):
+    runs = plan_runs(["window", "dense"], [], [4])
+    done = []
+
+    def stop(folder, story):
+        done.append(folder)
+        if len(done) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tell_runs(setup, runs, requests, tmp_path, drawn=1, batch=2, after=stop)
+    first = (tmp_path / "stories" / "window-4" / "s0" / "story.json").stat().st_mtime_ns
+    said = []
+    tell_runs(
+        setup, runs, requests, tmp_path, drawn=1, batch=2, progress=lambda run, what: said.append((run.name, what))
+    )
+    assert (tmp_path / "stories" / "window-4" / "s0" / "story.json").stat().st_mtime_ns == first
+    assert ("dense-4", "3 stories") in said and ("dense-4", "timing") in said
+    stories = {run.variant.name: read_run(run, tmp_path, [one.name for one in requests]) for run in runs}
+    for told in stories.values():
+        assert [len(story) for story in told] == [4, 4, 4]
+        assert told[0].pictures() is not None and told[1].pictures() is None
+        assert int(told[0].pictures()[2][0, 0, 0]) == 2  # the same noise: by story and frame
+    # Before anything is evicted all policies tell the same.
+    assert stories["window"][1].texts[:3] == stories["dense"][1].texts[:3]
+    figures = timing_figures(runs[0], tmp_path)
+    assert figures["kv_slots"].mean == 128 and figures["llm_calls"].mean >= 3 and figures["seconds"].mean > 0
+    assert figures["buffer_mb"].mean == pytest.approx(2 * 128 * 16 * 4 / 1e6)
+    said.clear()
+    tell_runs(setup, runs, requests, tmp_path, drawn=1, progress=lambda run, what: said.append(what))
+    assert said == []
+    with pytest.raises(UserError, match="another checkpoint"):
+        tell_runs(replace(setup, identity={"checkpoint": 2}), runs, requests, tmp_path)
+    with pytest.raises(UserError, match="another window"):
+        tell_runs(replace(setup, window=3), runs, requests, tmp_path)
+
+
+def test_a_run_that_was_not_timed_has_no_seconds(tmp_path):
+    run = Run(Variant("window"), 4)
+    assert timing_figures(run, tmp_path) == {}
+    (tmp_path / "timing").mkdir()
+    timing = {"seconds": 1.5, "llm_calls": [2, 5, 7], "kv_slots": 128, "buffer_bytes": 2_000_000, "peak_bytes": None}
+    (tmp_path / "timing" / "window-4.json").write_text(json.dumps(timing))
+    figures = timing_figures(run, tmp_path)
+    assert figures["llm_calls"].mean == 6 and figures["buffer_mb"].mean == 2 and figures["peak_mb"].mean is None

@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from seedstory_jax.data.toy_world import caption_of, make_story, render_frame
+from seedstory_jax.evaluation.measure import Tools, measure
+from seedstory_jax.evaluation.stories import StoryFolder
+
+
+@pytest.fixture(scope="module")
+def stories(tmp_path_factory) -> list[StoryFolder]:
+    folder, made = tmp_path_factory.mktemp("toy"), []
+    for number in range(3):
+        images, texts = [], []
+        for index, facts in enumerate(make_story(np.random.default_rng(number), "sunny", 6)):
+            images.append(folder / f"{number}_{index}.png")
+            Image.fromarray(render_frame(facts)).save(images[-1])
+            texts.append(caption_of(facts))
+        made.append(StoryFolder(f"s{number}", tuple(texts), tuple(images)))
+    return made
+
+
+def encode(pictures) -> np.ndarray:
+    """A stand-in for the ViT: mean colours of 4 x 4 patches."""
+    return np.stack([p.reshape(4, 16, 4, 16, 3).mean((1, 3)).reshape(16, 3) / 255 for p in pictures])
+
+
+def column(found, system: str, name: str) -> list:
+    return [record[name] for record in found.records if record["policy"] == system]
+
+
+def test_true_stories_score_full_on_the_probe(stories):
+    found = measure({"true": stories}, Tools(encode=encode), reference=stories)
+    for name in ("well_formed", "scene", "all_characters"):
+        assert all(column(found, "true", name))
+    assert found.figures["true"]["frechet_vit"].mean == pytest.approx(0, abs=1e-6)
+    assert found.figures["true"]["length"].mean == 6
+    assert "clip_score" not in found.records[0] and "fid" not in found.figures["true"]
+
+
+def test_a_system_that_repeats_its_prompt(stories):
+    parrot = [StoryFolder(s.name, (s.texts[0],) * 6, (s.images[0],) * 6) for s in stories]
+    systems = {"true": stories, "parrot": parrot}
+    clip = lambda pictures, texts: [float(len(text)) for text in texts]  # noqa: E731
+    found = measure(systems, Tools(encode=encode, clip=clip, probe=False), reference=stories)
+    assert column(found, "parrot", "said_before") == [False, *[True] * 5] * 3
+    assert column(found, "parrot", "copied_text") == [1.0] * 18
+    assert column(found, "parrot", "copied_picture") == [None, *[True] * 5] * 3
+    assert column(found, "parrot", "style_consistency")[1] == pytest.approx(1)
+    assert column(found, "parrot", "likeness_to_first")[5] == pytest.approx(1)
+    assert column(found, "true", "clip_score")[0] == len(stories[0].texts[0])
+    figures = found.figures
+    assert figures["parrot"]["frechet_vit"].mean > figures["true"]["frechet_vit"].mean
+    assert figures["parrot"]["frechet_vit"].low < figures["parrot"]["frechet_vit"].mean
+    assert figures["parrot"]["distinct_2"].mean < figures["true"]["distinct_2"].mean
+    assert not any(column(found, "true", "copied_picture")[1:3]) and "scene" not in found.records[0]
+
+
+def test_text_only_and_no_toy(stories):
+    plain = [StoryFolder("a", ("Once.", "Twice upon a time."), (None, None))]
+    found = measure({"plain": plain}, Tools(encode=encode), reference=stories)
+    assert set(found.records[0]) == {"policy", "story", "frame", "repeated", "said_before", "copied_text"}
+    assert "frechet_vit" not in found.figures["plain"]
+    toy = measure({"toy": [StoryFolder(s.name, s.texts, (None,) * 6) for s in stories]})
+    assert all(column(toy, "toy", "well_formed")) and column(toy, "toy", "scene") == [None] * 18

@@ -1,0 +1,57 @@
+"""Stories told on a mesh of four pretended devices, in a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+PROGRAM = """
+import jax, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from seedstory_jax.generation.compilations import Compilations
+from seedstory_jax.generation.policies import MultimodalSink
+from seedstory_jax.generation.story import StoryTeller, TellingConfig
+from seedstory_jax.models.parameters import abstract_parameters, initial_parameters
+from seedstory_jax.models.story_mllm import StoryMLLM
+from conftest import CONFIG, LetterTokenizer
+
+mesh = jax.make_mesh((2, 1, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+make = lambda rngs: StoryMLLM(CONFIG, rngs=rngs)
+blueprint, parameters = abstract_parameters(make)[0], initial_parameters(make, jax.random.key(0))
+spread = {}
+for name, value in parameters.items():
+    tensor = P(None, None, "tensor") if name.endswith(("q_proj.kernel", "up_proj.kernel", "gate_proj.kernel")) else P()
+    spread[name] = jax.device_put(value, NamedSharding(mesh, tensor))
+features = np.random.default_rng(0).normal(size=(2, 16, 32)).astype(np.float32)
+config = TellingConfig(length=5, max_text_tokens=6, allow_end=False)
+policy = MultimodalSink(window=2, head=(1, 1), tail=(1, 1))
+told = []
+for values, where in ((parameters, None), (spread, mesh)):
+    teller = StoryTeller(blueprint.build(values), LetterTokenizer(), policy, config, where)
+    stories = teller.start(features, ["ab", "cde"])
+    stories.next()
+    warm = Compilations()
+    for _ in range(3):
+        stories.next()
+    assert warm.count == 0, warm.count
+    told.append(stories)
+alone, together = told
+for a, b in zip(alone.rows, together.rows):
+    assert [one.tokens for one in a.sequences] == [one.tokens for one in b.sequences]
+    for x, y in zip(a.sequences, b.sequences):
+        np.testing.assert_allclose(x.predicted_image_features, y.predicted_image_features, atol=1e-4)
+buffer = together._telling.buffer
+assert len(buffer.k.addressable_shards) == 4
+assert buffer.k.addressable_shards[0].data.shape == (2, 1, 1, 128, 8)
+"""
+
+
+def test_a_mesh_tells_the_same_stories():
+    here = Path(__file__).resolve()
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join([str(here.parent), str(here.parents[2])]),
+    }
+    run = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=400)
+    assert run.returncode == 0, run.stderr[-3000:]

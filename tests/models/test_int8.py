@@ -1,0 +1,39 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from seedstory_jax.models.int8 import Int8Linear, quantize, quantize_llama
+from seedstory_jax.models.llama import Llama, LlamaConfig, causal_mask
+
+TINY = LlamaConfig(vocab_size=70, hidden_size=64, intermediate_size=96, num_layers=2, num_heads=4, num_kv_heads=2)
+
+
+def test_a_channel_loses_at_most_half_a_step():
+    kernel = jnp.asarray(np.random.default_rng(0).normal(size=(3, 16, 8)), jnp.float32).at[:, :, 2].set(0.0)
+    small, scale = quantize(kernel)
+    assert small.dtype == jnp.int8
+    error = jnp.abs(small * scale[:, None] - kernel)
+    assert bool(jnp.all(error <= scale[:, None] * 0.5001))
+    assert bool(jnp.all(small[:, :, 2] == 0))
+
+
+def test_llama_in_int8_is_nearly_itself():
+    with jax.disable_jit(False):
+        llama = Llama(TINY, rngs=nnx.Rngs(0))
+    lora = llama.layers.mlp.up_proj.lora_b
+    lora[...] = jnp.asarray(np.random.default_rng(1).normal(size=lora[...].shape) * 0.02, jnp.float32)
+    small = quantize_llama(llama)
+    assert isinstance(small.layers.self_attn.q_proj, Int8Linear)
+    assert not isinstance(llama.layers.self_attn.q_proj, Int8Linear)
+    ids = jnp.asarray(np.random.default_rng(2).integers(0, 70, (2, 12)))
+    positions = jnp.broadcast_to(jnp.arange(12), (2, 12))
+    mask = causal_mask(jnp.ones((2, 12), bool))
+
+    @nnx.jit
+    def logits(model):
+        return model.logits(model(model.embed(ids), positions, mask))[..., :70]
+
+    full, rounded = logits(llama), logits(small)
+    error = float(jnp.linalg.norm(rounded - full) / jnp.linalg.norm(full))
+    assert 0 < error < 0.03

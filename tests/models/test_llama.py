@@ -1,0 +1,208 @@
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from seedstory_jax.models.kv_buffer import KVBuffer, TokenChunk, empty_buffer
+from seedstory_jax.models.llama import Llama, LlamaConfig, causal_mask, merge_lora
+from seedstory_jax.models.lora import LoRAConfig
+
+TINY = LlamaConfig(
+    vocab_size=50,
+    hidden_size=32,
+    intermediate_size=48,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=2,
+    lora=LoRAConfig(rank=2, alpha=4.0, dropout=0.3),
+)
+LENGTH = 9
+
+
+def make(config: LlamaConfig = TINY) -> Llama:
+    """A model whose adapters and norms do something (drawn by numpy, which spares compiling the initialisers)."""
+    rng = np.random.default_rng(0)
+    graph, state = nnx.split(nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0))))
+    return nnx.merge(graph, jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.3, x.dtype), state))
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return make()
+
+
+@pytest.fixture(autouse=True)
+def precise():
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "method"))
+def _run(graph, state, ids, *args, method="__call__", **kwargs):
+    llama = nnx.merge(graph, state)
+    return getattr(type(llama), method)(llama, llama.embed(ids), *args, **kwargs)
+
+
+def run(llama, *args, **kwargs):
+    """A method of the model on ids instead of embeddings, compiled."""
+    return _run(*nnx.split(llama), *args, **kwargs)
+
+
+def extend(llama, *args):
+    return run(llama, *args, method="extend")
+
+
+def tokens(rows=2, length=LENGTH):
+    ids = jax.random.randint(jax.random.key(1), (rows, length), 0, TINY.vocab_size)
+    return ids, jnp.broadcast_to(jnp.arange(length), ids.shape), causal_mask(jnp.ones(ids.shape, bool))
+
+
+def chunk(positions, count) -> TokenChunk:
+    zeros = jnp.zeros_like(positions)
+    return TokenChunk(positions, positions, zeros, zeros, jnp.asarray(count))
+
+
+def buffer(slots=16, rows=2, dtype="float32") -> KVBuffer:
+    return empty_buffer(TINY.num_layers, rows, slots, TINY.num_kv_heads, TINY.head_dim, dtype)
+
+
+def test_full_size_is_the_published_one():
+    abstract = nnx.eval_shape(lambda: Llama(LlamaConfig(), rngs=nnx.Rngs(0)))
+    sizes = {path: math.prod(v.shape) for path, v in nnx.to_flat_state(nnx.state(abstract))}
+    lora = sum(n for path, n in sizes.items() if path[-1].startswith("lora_"))
+    padding = 2 * (32128 - 32066) * 4096
+    assert lora == 39_976_960
+    assert sum(sizes.values()) - lora - padding == 6_738_956_288
+
+
+@pytest.mark.parametrize("cuts", [[9], [4, 9], [1, 2, 3, 4, 5, 6, 7, 8, 9], [3, 4, 9]])
+def test_extend_in_chunks_is_the_plain_forward(llama, cuts):
+    ids, positions, mask = tokens()
+    kv, parts, start = buffer(), [], 0
+    for end in cuts:
+        hidden, kv = extend(llama, ids[:, start:end], chunk(positions[:, start:end], [end - start] * 2), kv)
+        parts.append(hidden)
+        start = end
+    np.testing.assert_allclose(jnp.concatenate(parts, 1), run(llama, ids, positions, mask), rtol=1e-4, atol=1e-5)
+    assert kv.length.tolist() == [LENGTH, LENGTH]
+
+
+def test_padding_of_a_chunk_is_never_written(llama):
+    ids, positions, mask = tokens()
+    plain = run(llama, ids, positions, mask)
+    kv = buffer()
+    _, kv = extend(llama, ids[:, :4], chunk(positions[:, :4], [4, 2]), kv)  # row 1 holds two tokens
+    assert not kv.k[:, 1, :, 2:].any()
+    rest = jnp.stack([ids[0, 4:8], ids[1, 2:6]])
+    hidden, kv = extend(llama, rest, chunk(jnp.stack([positions[0, 4:8], positions[1, 2:6]]), [4, 4]), kv)
+    np.testing.assert_allclose(hidden[0], plain[0, 4:8], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(hidden[1], plain[1, 2:6], rtol=1e-4, atol=1e-5)
+
+
+def test_a_full_buffer_is_not_overwritten(llama):
+    ids, positions, _ = tokens()
+    _, kv = extend(llama, ids[:, :4], chunk(positions[:, :4], [4, 4]), buffer(slots=4))
+    _, after = extend(llama, ids[:, 4:6], chunk(positions[:, 4:6], [2, 2]), kv)
+    np.testing.assert_array_equal(after.k, kv.k)
+
+
+def test_a_donated_buffer_is_updated_in_place():
+    """No second copy: XLA's temporaries stay far below the buffer."""
+    config = dataclasses.replace(TINY, num_layers=8, lora=None)
+    graph, state = nnx.split(nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0))))
+    kv = empty_buffer(8, 2, 1024, config.num_kv_heads, config.head_dim, "float32")
+    new = chunk(jnp.zeros((2, 1), jnp.int32), [1, 1])
+
+    def step(kv, state, x, new):
+        return nnx.merge(graph, state).extend(x, new, kv)
+
+    x = jax.ShapeDtypeStruct((2, 1, 32), jnp.float32)
+    memory = jax.jit(step, donate_argnums=0).lower(kv, state, x, new).compile().memory_analysis()
+    size = 2 * math.prod(kv.k.shape) * 4
+    assert memory.alias_size_in_bytes >= size
+    assert memory.temp_size_in_bytes < size / 2
+
+
+def test_dropout_only_with_a_key(llama):
+    ids, positions, mask = tokens()
+    plain = run(llama, ids, positions, mask)
+    one, two, again = (run(llama, ids, positions, mask, dropout_key=jax.random.key(n)) for n in (0, 1, 0))
+    assert not np.allclose(one, two)
+    assert not np.allclose(one, plain)
+    np.testing.assert_array_equal(one, again)
+
+
+def test_remat_changes_nothing(llama):
+    ids, positions, mask = tokens()
+
+    def gradient(**changes):
+        graph, _ = nnx.split(nnx.eval_shape(lambda: Llama(dataclasses.replace(TINY, **changes), rngs=nnx.Rngs(0))))
+
+        def loss(state):
+            model = nnx.merge(graph, state)
+            return jnp.square(model(model.embed(ids), positions, mask, dropout_key=jax.random.key(3))).mean()
+
+        return jax.tree.leaves(jax.jit(jax.grad(loss))(nnx.state(llama)))
+
+    for ours, wanted in zip(gradient(remat="full"), gradient(), strict=True):
+        np.testing.assert_allclose(ours, wanted, rtol=1e-3, atol=1e-6)
+
+
+def test_merged_adapters_give_the_same_function(llama):
+    ids, positions, mask = tokens()
+    graph, state = nnx.split(llama)
+    merged_graph, _ = nnx.split(nnx.eval_shape(lambda: merge_lora(nnx.merge(graph, state))))
+    merged = nnx.merge(merged_graph, jax.jit(lambda state: nnx.split(merge_lora(nnx.merge(graph, state)))[1])(state))
+    assert merged.config.lora is None
+    assert not any("lora" in str(path[-1]) for path, _ in nnx.to_flat_state(nnx.state(merged)))
+    plain = run(llama, ids, positions, mask)
+    np.testing.assert_allclose(run(merged, ids, positions, mask), plain, rtol=1e-4, atol=1e-5)
+    without = make(dataclasses.replace(TINY, lora=None))
+    assert merge_lora(without) is without
+
+
+def test_padded_vocabulary_is_invisible(llama):
+    ids, positions, mask = tokens()
+    hidden = run(llama, ids, positions, mask)
+    logits = llama.logits(hidden)
+    assert logits.shape[-1] == TINY.padded_vocab_size == 128
+    assert logits.dtype == jnp.float32
+    assert not np.exp(logits[..., TINY.vocab_size :] - logits.max()).any()
+    real = llama.lm_head.kernel[...][:, : TINY.vocab_size]
+    np.testing.assert_allclose(logits[..., : TINY.vocab_size], hidden @ real, rtol=1e-4, atol=1e-5)
+    gradient = jax.grad(lambda x: jax.nn.logsumexp(llama.logits(x)))(hidden[:1, :1])
+    assert jnp.isfinite(gradient).all()
+
+
+def test_low_precision_keeps_its_types():
+    llama = make(dataclasses.replace(TINY, dtype="bfloat16", remat="full"))
+    ids, positions, mask = tokens()
+    hidden = run(llama, ids, positions, mask)
+    assert hidden.dtype == jnp.bfloat16
+    assert llama.logits(hidden).dtype == jnp.float32
+    extended, kv = extend(llama, ids, chunk(positions, [LENGTH] * 2), buffer(dtype="bfloat16"))
+    assert kv.k.dtype == jnp.bfloat16
+    np.testing.assert_allclose(extended.astype(jnp.float32), hidden.astype(jnp.float32), atol=0.1)
+
+
+def test_layer_outputs_are_before_the_norm(llama):
+    ids, positions, mask = tokens()
+    outputs = run(llama, ids, positions, mask, method="layer_outputs")
+    assert outputs.shape == (3, 2, LENGTH, 32)
+    np.testing.assert_allclose(llama.norm(outputs[-1]), run(llama, ids, positions, mask), rtol=1e-5)
+
+
+def test_causal_mask_is_literally_this():
+    mask = causal_mask(jnp.asarray([[True, True, True], [True, True, False]])).astype(int)
+    assert mask.tolist() == [[[1, 0, 0], [1, 1, 0], [1, 1, 1]], [[1, 0, 0], [1, 1, 0], [1, 1, 0]]]
+
+
+@pytest.mark.parametrize("changes", [{"hidden_size": 33}, {"num_kv_heads": 3}])
+def test_impossible_heads(changes):
+    with pytest.raises(ValueError, match="num_heads"):
+        dataclasses.replace(TINY, **changes)

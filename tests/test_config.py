@@ -1,0 +1,75 @@
+from pathlib import Path
+
+import pytest
+
+from seedstory_jax.config import Config, differing_keys, from_dict, load_config, override, to_dict
+from seedstory_jax.errors import UserError
+
+TOY = Path(__file__).resolve().parents[1] / "configs" / "toy.py"
+
+
+def test_defaults_are_the_published_sizes():
+    model = Config().model
+    assert model.story.llama.vocab_size == 32066
+    assert model.vit.width == 1664
+    assert model.detokenizer.unet.block_out_channels == (320, 640, 1280)
+    assert model.vae.scaling_factor == 0.13025
+    assert Config().story.optimizer.learning_rate == 1e-4
+
+
+def test_a_config_survives_json():
+    config = load_config(TOY)
+    assert from_dict(Config, to_dict(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "read"),
+    [
+        ("story.steps", "12", lambda c: c.story.steps == 12),
+        ("stages", "story,adapt", lambda c: c.stages == ("story", "adapt")),
+        ("stages", "story", lambda c: c.stages == ("story",)),
+        ("model.story.llama.lora", "none", lambda c: c.model.story.llama.lora is None),
+        ("story.optimizer.learning_rate", "1", lambda c: c.story.optimizer.learning_rate == 1.0),
+        ("story.dropout", "false", lambda c: c.story.dropout is False),
+        ("data.folder", "1", lambda c: c.data.folder == "1"),
+    ],
+)
+def test_overrides_are_read_in_the_fields_type(key, text, read):
+    assert read(load_config(TOY, {key: text}))
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "message"),
+    [
+        ("story.stpes", "1", "did you mean 'steps'"),
+        ("stroy.steps", "1", "did you mean 'story'"),
+        ("story.steps.more", "1", "has no key 'more'"),
+        ("story.steps", "x", "takes int, not 'x'"),
+        ("story", "x", "is a section"),
+    ],
+)
+def test_a_wrong_override_names_the_way_out(key, text, message):
+    with pytest.raises(UserError, match=message):
+        override(load_config(TOY), key, text)
+
+
+def test_sizes_that_do_not_fit_together_are_refused():
+    with pytest.raises(UserError, match=r"perceiver\.embedding_dim is 128, but model\.vit\.output_dim is 64"):
+        changes = {"model.vit.output_dim": "64", "model.story.input_resampler.kv_dim": "64"}
+        load_config(TOY, changes | {"model.story.output_resampler.embed_dim": "64"})
+
+
+def test_config_files_that_do_not_run(tmp_path):
+    with pytest.raises(UserError, match="not found"):
+        load_config(tmp_path / "none.py")
+    broken = tmp_path / "broken.py"
+    broken.write_text("def get_config(:\n")
+    with pytest.raises(UserError, match="does not run: SyntaxError"):
+        load_config(broken)
+    broken.write_text("x = 1\n")
+    with pytest.raises(UserError, match=r"no get_config"):
+        load_config(broken)
+
+
+def test_differing_keys_are_dotted():
+    assert differing_keys({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == ["a.c: 2 -> 3"]

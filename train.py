@@ -1,0 +1,29 @@
+"""Train the stages of a config: python train.py --config=configs/toy.py --workdir=runs/toy [--config.KEY=VALUE ...]."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from seedstory_jax import cli
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Parses the flags and trains."""
+    parser = cli.Parser(prog="train.py", description=__doc__)
+    parser.add_argument("--config", required=True, help="config file; any of its keys as --config.KEY=VALUE")
+    parser.add_argument("--workdir", required=True, type=Path, help="everything the run writes; run again to go on")
+    flags, overrides = parser.parse_strictly(arguments)
+
+    from seedstory_jax.config import load_config
+    from seedstory_jax.training.loop import Interrupted
+    from seedstory_jax.training.run import train
+
+    try:
+        train(load_config(flags.config, overrides), flags.workdir)
+    except Interrupted as stopped:
+        print(stopped)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.tune_allocator()
+    cli.run(main)

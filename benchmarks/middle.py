@@ -1,7 +1,6 @@
 """The middle size that CPU benchmarks run at: big enough for matrix products to dominate, small enough for a laptop."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from seedstory_jax.models.llama import LlamaConfig
@@ -31,10 +30,11 @@ def middle_config(layers: int = 8, width: int = 512, grid: int = 8) -> StoryMLLM
 class Tokens:
     """Ids alone: a benchmark's captions are lists of numbers written as text."""
 
-    bos, eos, boi, eoi = 1, 2, 2048, 2049
+    bos, eos = 1, 2
 
-    def __init__(self, image_tokens: int):
-        self.image_ids = tuple(range(2050, 2050 + image_tokens))
+    def __init__(self, vocab_size: int, image_tokens: int):
+        self.boi, self.eoi = vocab_size - image_tokens - 2, vocab_size - image_tokens - 1
+        self.image_ids = tuple(range(vocab_size - image_tokens, vocab_size))
 
     def first_turn(self, caption: str) -> list[int]:
         return [int(word) for word in caption.split()]
@@ -55,12 +55,15 @@ def middle_model(config: StoryMLLMConfig) -> tuple[StoryMLLM, Tokens]:
     def make(rngs):
         return StoryMLLM(config, rngs=rngs)
 
+    tokens = Tokens(config.llama.vocab_size, config.num_image_tokens)
     parameters = initial_parameters(make, jax.random.key(0))
-    head = parameters["llama.lm_head.kernel"]
-    # Of two opposite columns one scores above 0, so a column of zeros never is the best.
-    head = head.at[:, 4].set(-head[:, 3]).at[:, Tokens.boi].set(0.0)
-    parameters["llama.lm_head.kernel"] = head
-    return abstract_parameters(make)[0].build(parameters), Tokens(config.num_image_tokens)
+    parameters["llama.lm_head.kernel"] = endless_head(parameters["llama.lm_head.kernel"], tokens.boi)
+    return abstract_parameters(make)[0].build(parameters), tokens
+
+
+def endless_head(kernel: jax.Array, boi: int) -> jax.Array:
+    """An output head that never chooses `<img>`: of two opposite columns one scores above its column of zeros."""
+    return kernel.at[:, 4].set(-kernel[:, 3]).at[:, boi].set(0.0)
 
 
 def prompt(config: StoryMLLMConfig, seed: int = 0) -> tuple[np.ndarray, str]:
@@ -68,4 +71,4 @@ def prompt(config: StoryMLLMConfig, seed: int = 0) -> tuple[np.ndarray, str]:
     rng = np.random.default_rng(seed)
     features = config.output_resampler.grid_size**2
     words = " ".join(str(number) for number in rng.integers(5, 2000, TEXT_TOKENS))
-    return np.asarray(jnp.asarray(rng.normal(size=(features, config.input_resampler.kv_dim)), jnp.float32)), words
+    return rng.normal(size=(features, config.input_resampler.kv_dim)).astype(np.float32), words

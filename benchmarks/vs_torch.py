@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
 
-from benchmarks.middle import TEXT_TOKENS, Tokens, middle_config, middle_model, prompt
+from benchmarks.middle import TEXT_TOKENS, middle_config, middle_model, prompt
 from seedstory_jax.convert.llama import llama_config_to_published, llama_rules
 from seedstory_jax.convert.rules import export_tensors
 from seedstory_jax.generation.policies import MultimodalSink
@@ -117,7 +117,7 @@ def main() -> None:
         torch_llama(model),
         lambda seen: torch.from_numpy(np.array(read(seen))),
         lambda hidden: np.asarray(draw(hidden.numpy())),
-        Tokens(config.num_image_tokens),
+        tokens,
         features,
         [int(word) for word in caption.split()],
         flags.sequences,

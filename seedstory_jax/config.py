@@ -144,6 +144,7 @@ class SampleConfig:
     window: int = 8  # newest sequences that window policies keep
     temperature: float = 0.0  # 0 is greedy, as published
     top_p: float = 1.0
+    weights: str = ""  # "int8" stores the LLM's projections in eight bits; "" in the model's compute dtype
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from seedstory_jax.generation.policies import Policy, make_policy
 from seedstory_jax.generation.render import Renderer
 from seedstory_jax.generation.story import Sequence as StorySequence
 from seedstory_jax.generation.story import Story, StoryTeller, TellingConfig
-from seedstory_jax.models.llama import merge_lora
+from seedstory_jax.generation.weights import for_sampling, stored_as
 from seedstory_jax.models.parameters import Parameters
 from seedstory_jax.training.detokenizer import make_renderer
 from seedstory_jax.training.parts import build, load_parameters
@@ -39,14 +39,13 @@ class StorySystem:
 
     def __init__(self, config: Config, workdir: Path):
         self.config, self.workdir = config, workdir
-        self._parameters: Parameters = {}
 
-    def _part(self, name: str) -> Parameters:
-        wanted = {key: value for key, value in self._parameters.items() if key.startswith(f"{name}.")}
-        if not wanted:
-            wanted = load_parameters(self.config.model, (name,), self.workdir, seed=self.config.seed)
-            self._parameters |= wanted
-        return wanted
+    def _load(self, part: str) -> Parameters:
+        return load_parameters(self.config.model, (part,), self.workdir, seed=self.config.seed)
+
+    @cached_property
+    def _vit(self) -> Parameters:
+        return self._load("vit")
 
     @cached_property
     def workspace(self) -> Workspace:
@@ -82,7 +81,7 @@ class StorySystem:
             elif not isinstance(picture, Image.Image):
                 picture = open_image(picture)
             images.append(self.vit_transform(picture))
-        parameters, features = self._part("vit"), []
+        parameters, features = self._vit, []
         for first in range(0, len(images), ENCODE_BATCH):
             batch = images[first : first + ENCODE_BATCH]
             batch = batch + [np.zeros_like(batch[0])] * (ENCODE_BATCH - len(batch))
@@ -91,11 +90,9 @@ class StorySystem:
 
     @cached_property
     def story_model(self):
-        """The story MLLM with its LoRA merged into the weights."""
-        model = build(self.config.model, "story", self._part("story"))
-        if model.llama.config.lora is None:
-            return model
-        return merge_story_lora(model)
+        """The story MLLM ready for telling: LoRA merged, weights stored as they are read (`sample.weights`)."""
+        model = build(self.config.model, "story", self._load("story"))
+        return for_sampling(model, dtype=model.config.llama.dtype, weights=self.config.sample.weights)
 
     def teller(self, policy: str | Policy = "multimodal_sink", telling: TellingConfig | None = None, **settings):
         """A `StoryTeller` under a policy, by name with its settings or as an object."""
@@ -120,26 +117,14 @@ class StorySystem:
     @cached_property
     def renderer(self) -> Renderer:
         """Draws pictures from features; compiled when first used."""
-        return make_renderer(self.config, self._part("detokenizer") | self._part("vae") | self._part("vit"))
+        drawing = stored_as(self.config.model.detokenizer.unet.dtype, self._load("detokenizer"))
+        return make_renderer(self.config, drawing | self._load("vae") | self._vit)
 
     def draw(self, sequences: Sequence[StorySequence], *, story: int = 0, seed: int = 0, **options) -> np.ndarray:
         """Pictures uint8 [n h w 3] of told sequences; `story` and `seed` choose the noise."""
         features = np.stack([one.predicted_image_features for one in sequences])
         frames = [one.index for one in sequences]
         return self.renderer.draw(features, [story] * len(frames), frames, seed=seed, **options)
-
-
-def merge_story_lora(model):
-    """The story model with adapters folded into its weights."""
-    import dataclasses
-
-    from flax import nnx
-
-    llama = merge_lora(model.llama)
-    config = dataclasses.replace(model.config, llama=llama.config)
-    merged = nnx.eval_shape(lambda: type(model)(config, rngs=nnx.Rngs(0)))
-    merged.llama, merged.input_resampler, merged.output_resampler = llama, model.input_resampler, model.output_resampler
-    return merged
 
 
 def load(workdir: str | Path, config: Config | None = None) -> StorySystem:

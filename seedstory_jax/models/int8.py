@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int8
 
-from seedstory_jax.models.llama import Llama, merge_lora
+from seedstory_jax.models.llama import Llama
 
 
 class Int8Linear(nnx.Module):
@@ -34,8 +34,13 @@ def quantize(kernel: Float[Array, "*l in out"]) -> tuple[Int8[Array, "*l in out"
 
 
 def quantize_llama(llama: Llama) -> Llama:
-    """A LLaMA for sampling: adapters merged, then every projection of every layer in int8. The given one stays."""
-    llama = nnx.merge(*nnx.split(merge_lora(llama)))
+    """The same with every projection of every layer in int8, the given one left as it is.
+
+    Raises ValueError for one with adapters: merge them before (`merge_lora`).
+    """
+    if llama.config.lora is not None:
+        raise ValueError("adapters cannot be quantized; merge them into the weights first")
+    llama = nnx.merge(*nnx.split(llama))
     jitted = jax.jit(quantize)
     for block, names in (
         (llama.layers.self_attn, ("q_proj", "k_proj", "v_proj", "o_proj")),

@@ -1,12 +1,18 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from seedstory_jax.models.int8 import Int8Linear, quantize, quantize_llama
 from seedstory_jax.models.llama import Llama, LlamaConfig, causal_mask
+from seedstory_jax.models.lora import LoRAConfig
 
-TINY = LlamaConfig(vocab_size=70, hidden_size=64, intermediate_size=96, num_layers=2, num_heads=4, num_kv_heads=2)
+TINY = LlamaConfig(
+    vocab_size=70, hidden_size=64, intermediate_size=96, num_layers=2, num_heads=4, num_kv_heads=2, lora=None
+)
 
 
 def test_a_channel_loses_at_most_half_a_step():
@@ -21,8 +27,6 @@ def test_a_channel_loses_at_most_half_a_step():
 def test_llama_in_int8_is_nearly_itself():
     with jax.disable_jit(False):
         llama = Llama(TINY, rngs=nnx.Rngs(0))
-    lora = llama.layers.mlp.up_proj.lora_b
-    lora[...] = jnp.asarray(np.random.default_rng(1).normal(size=lora[...].shape) * 0.02, jnp.float32)
     small = quantize_llama(llama)
     assert isinstance(small.layers.self_attn.q_proj, Int8Linear)
     assert not isinstance(llama.layers.self_attn.q_proj, Int8Linear)
@@ -37,3 +41,9 @@ def test_llama_in_int8_is_nearly_itself():
     full, rounded = logits(llama), logits(small)
     error = float(jnp.linalg.norm(rounded - full) / jnp.linalg.norm(full))
     assert 0 < error < 0.03
+
+
+def test_adapters_are_to_be_merged_first():
+    adapted = nnx.eval_shape(lambda: Llama(dataclasses.replace(TINY, lora=LoRAConfig(rank=2)), rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match="merge them"):
+        quantize_llama(adapted)

@@ -20,6 +20,7 @@ from seedstory_jax.generation.cost import buffer_bytes
 from seedstory_jax.generation.policies import POLICIES, Policy, make_policy, slot_count
 from seedstory_jax.models import flops
 from seedstory_jax.models.parameters import abstract_parameters
+from seedstory_jax.sharding import AXES, SAMPLING, device_elements
 from seedstory_jax.training.parts import PARTS, TRAINED_BY, trainable_names
 
 Shapes = dict[str, tuple[int, ...]]
@@ -63,7 +64,7 @@ def describe(config: Config, mesh: tuple[int, int, int]) -> dict[str, Any]:
             for name in MODULES
         },
         "policies": policy_table(config),
-        "mesh": dict(zip(("data", "fsdp", "tensor"), mesh, strict=True)),
+        "mesh": dict(zip(AXES, mesh, strict=True)),
         "per_device": per_device(config, shapes, mesh),
     }
 
@@ -151,6 +152,7 @@ def policy_table(config: Config) -> list[dict[str, Any]]:
 def per_device(config: Config, shapes: Mapping[str, Shapes], mesh: tuple[int, int, int]) -> dict[str, dict[str, int]]:
     """Bytes on the fullest device: of each stage's weights and optimizer, and of sampling's weights and KV buffer."""
     frozen = jnp.dtype(config.model.frozen_dtype).itemsize
+    sizes = dict(zip(AXES, mesh, strict=True))
     result: dict[str, dict[str, int]] = {}
     for stage, parts in STAGE_PARTS.items():
         trained_part = dict(TRAINED_BY)[stage]
@@ -159,13 +161,12 @@ def per_device(config: Config, shapes: Mapping[str, Shapes], mesh: tuple[int, in
         for part in parts:
             for path, shape in shapes[part].items():
                 trained = part == trained_part and trains(f"{part}.{path}")
-                share = device_elements(f"{part}.{path}", shape, mesh)
+                share = device_elements(f"{part}.{path}", shape, sizes)
                 stage_bytes["trained" if trained else "weights"] += share * (ADAM_BYTES if trained else frozen)
         result[stage] = {**stage_bytes, "total": sum(stage_bytes.values())}
-    # Sampling shards over tensor alone: fsdp would gather the weights again for every token.
     dtypes = _compute_dtypes(config)
     weights = sum(
-        device_elements(f"{part}.{path}", shape, (1, 1, mesh[2])) * jnp.dtype(dtypes[part]).itemsize
+        device_elements(f"{part}.{path}", shape, sizes, SAMPLING) * jnp.dtype(dtypes[part]).itemsize
         for part in PARTS
         for path, shape in shapes[part].items()
         if not _is_lora(path)
@@ -175,27 +176,6 @@ def per_device(config: Config, shapes: Mapping[str, Shapes], mesh: tuple[int, in
     buffer = longest // (mesh[2] if llama.num_kv_heads % mesh[2] == 0 else 1)
     result["sampling"] = {"weights": weights, "kv_buffer": buffer, "total": weights + buffer}
     return result
-
-
-def device_elements(name: str, shape: tuple[int, ...], mesh: tuple[int, int, int]) -> int:
-    """Elements of one parameter that a device of the mesh holds, as the partition rules lay it out."""
-    spec = _partition(name, shape, mesh)
-    sizes = dict(zip(("data", "fsdp", "tensor"), mesh, strict=True))
-    elements = 1
-    for axis, names in zip(shape, spec, strict=True):
-        parts = math.prod(sizes[each] for each in names)
-        elements *= -(-axis // parts)
-    return elements
-
-
-def _partition(name: str, shape: tuple[int, ...], mesh: tuple[int, int, int]) -> list[tuple[str, ...]]:
-    """Mesh axes of each of the parameter's axes."""
-    taken: list[tuple[str, ...]] = [()] * len(shape)
-    for axis, size in (("fsdp", mesh[1]), ("tensor", mesh[2])):
-        free = [i for i, length in enumerate(shape) if not taken[i] and length % size == 0 and length >= size]
-        if size > 1 and free:
-            taken[max(free, key=lambda i: shape[i])] = (axis,)
-    return taken
 
 
 def parse_mesh(text: str, config: MeshConfig) -> tuple[int, int, int]:

@@ -11,7 +11,11 @@ def main(arguments: Sequence[str]) -> int:
     parser = cli.Parser(prog="train.py", description=__doc__)
     parser.add_argument("--config", required=True, help="config file; any of its keys as --config.KEY=VALUE")
     parser.add_argument("--workdir", required=True, type=Path, help="everything the run writes; run again to go on")
+    from seedstory_jax import distributed
+
+    distributed.add_flags(parser)
     flags, overrides = parser.parse_strictly(arguments)
+    distributed.join(flags)
 
     from seedstory_jax.config import load_config
     from seedstory_jax.training.loop import Interrupted

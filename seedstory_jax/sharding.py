@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from seedstory_jax.config import MeshConfig
+from seedstory_jax.config import Config, MeshConfig
 from seedstory_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
@@ -91,6 +91,18 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     devices = jax.devices() if devices is None else devices
     sizes = mesh_sizes(config, len(devices))
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def sampling_mesh(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """All devices for telling stories, whatever trained: what config.mesh gives fsdp and tensor is one tensor axis.
+
+    As far as it divides the key heads; the rest is data.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    count, mesh = len(devices), config.mesh
+    data = mesh.data if mesh.data > 0 else max(1, count // (max(1, mesh.fsdp) * max(1, mesh.tensor)))
+    split = math.gcd(count // data if count % data == 0 else count, config.model.story.llama.num_kv_heads)
+    return make_mesh(MeshConfig(count // split, 1, split), devices)
 
 
 def matching_rules(name: str) -> list[int]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from seedstory_jax.config import Config, check, differing_keys, from_dict, to_dict
 from seedstory_jax.data.images import ImageTransform, open_image
@@ -25,7 +26,9 @@ from seedstory_jax.generation.render import Renderer
 from seedstory_jax.generation.story import Sequence as StorySequence
 from seedstory_jax.generation.story import Story, StoryTeller, TellingConfig
 from seedstory_jax.generation.weights import for_sampling, stored_as
-from seedstory_jax.models.parameters import Parameters
+from seedstory_jax.models.parameters import Parameters, take_apart, with_prefix
+from seedstory_jax.models.story_mllm import StoryMLLM
+from seedstory_jax.sharding import SAMPLING, parameter_shardings, sampling_mesh
 from seedstory_jax.training.detokenizer import make_renderer
 from seedstory_jax.training.parts import build, load_parameters
 from seedstory_jax.training.run import CONFIG_FILE, SHARED_SECTIONS
@@ -40,8 +43,18 @@ class StorySystem:
     def __init__(self, config: Config, workdir: Path):
         self.config, self.workdir = config, workdir
 
+    @cached_property
+    def mesh(self) -> Mesh | None:
+        """All devices, stories over data and heads over tensor; None if there is one."""
+        return sampling_mesh(self.config) if jax.device_count() > 1 else None
+
     def _load(self, part: str) -> Parameters:
-        return load_parameters(self.config.model, (part,), self.workdir, seed=self.config.seed)
+        def layout(name: str, shape: Any) -> jax.ShapeDtypeStruct:
+            at = parameter_shardings(self.mesh, {name: shape}, SAMPLING)[name]
+            return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=at)
+
+        on_the_mesh = layout if self.mesh is not None else None
+        return load_parameters(self.config.model, (part,), self.workdir, seed=self.config.seed, layout=on_the_mesh)
 
     @cached_property
     def _vit(self) -> Parameters:
@@ -92,14 +105,15 @@ class StorySystem:
     def story_model(self):
         """The story MLLM ready for telling: LoRA merged, weights stored as they are read (`sample.weights`)."""
         model = build(self.config.model, "story", self._load("story"))
-        return for_sampling(model, dtype=model.config.llama.dtype, weights=self.config.sample.weights)
+        ready = for_sampling(model, dtype=model.config.llama.dtype, weights=self.config.sample.weights)
+        return ready if self.mesh is None else on_mesh(ready, self.mesh)
 
     def teller(self, policy: str | Policy = "multimodal_sink", telling: TellingConfig | None = None, **settings):
         """A `StoryTeller` under a policy, by name with its settings or as an object."""
         if isinstance(policy, str):
             window = {} if policy == "dense" else {"window": self.config.sample.window}
             policy = make_policy(policy, **(window | settings))
-        return StoryTeller(self.story_model, self.tokenizer, policy, telling or self.telling())
+        return StoryTeller(self.story_model, self.tokenizer, policy, telling or self.telling(), self.mesh)
 
     def telling(self, **changes: Any) -> TellingConfig:
         """How stories are told: the config's sampling section with changes."""
@@ -125,6 +139,13 @@ class StorySystem:
         features = np.stack([one.predicted_image_features for one in sequences])
         frames = [one.index for one in sequences]
         return self.renderer.draw(features, [story] * len(frames), frames, seed=seed, **options)
+
+
+def on_mesh(model: StoryMLLM, mesh: Mesh) -> StoryMLLM:
+    """The story model with its weights where the partition rules put them for sampling."""
+    blueprint, parameters = take_apart(model)
+    at = parameter_shardings(mesh, with_prefix("story", parameters), SAMPLING)
+    return blueprint.build({name: jax.device_put(value, at[f"story.{name}"]) for name, value in parameters.items()})
 
 
 def load(workdir: str | Path, config: Config | None = None) -> StorySystem:

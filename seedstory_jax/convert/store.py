@@ -158,8 +158,10 @@ def restore_module(folder: Path, abstract: Mapping[str, jax.ShapeDtypeStruct]) -
                 "convert again with this config"
             )
         leaf = abstract[name]
-        sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         wanted[name] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    if not wanted:
+        return {}
     with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as checkpointer:
         return checkpointer.restore(
             folder.absolute(),

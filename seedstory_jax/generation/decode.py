@@ -7,9 +7,9 @@ runs on the same few programs. What shapes a program is in its static arguments;
 Axis letters: b story, t token of a chunk, s slot, q row of image features, d model, v vocabulary.
 """
 
-import contextlib
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,11 +24,12 @@ from seedstory_jax.models.kv_buffer import Kind, KVBuffer, TokenChunk
 from seedstory_jax.models.layer_stack import activation_axes
 from seedstory_jax.models.parameters import Blueprint
 from seedstory_jax.models.story_mllm import StoryMLLM, StoryMLLMConfig
+from seedstory_jax.sharding import ACTIVATIONS
 
 NEVER = -1e30
 
-# Axis letter -> mesh axis, on a mesh (data, fsdp, tensor): stories over data and fsdp, heads and hidden over tensor.
-LAYOUT = {"b": ("data", "fsdp"), "n": "tensor", "k": "tensor", "f": "tensor", "v": "tensor"}
+# Axis letter -> mesh axis: as in training, but a story's pictures stay with the story.
+LAYOUT = {**ACTIVATIONS, "i": ACTIVATIONS["b"]}
 
 # How the text of a sequence ended.
 WRITING, IMAGE, END, LIMIT = range(4)
@@ -90,8 +91,11 @@ def program(*, static: tuple[int, ...] = (0,), donate: tuple[int, ...] = ()) -> 
     def decorate(function: Callable) -> Callable:
         @functools.wraps(function)
         def laid_out(shape: Shape, *arguments):
-            layout = activation_axes(shape.mesh, LAYOUT) if shape.mesh else contextlib.nullcontext()
-            with layout:
+            if shape.mesh is None:
+                return function(shape, *arguments)
+            telling = next((one for one in arguments if isinstance(one, Telling)), None)
+            batch = telling.batch if telling else arguments[0]  # of `begin`
+            with activation_axes(shape.mesh, layout_of(shape.mesh, batch)):
                 return function(shape, *arguments)
 
         return jax.jit(laid_out, static_argnums=static, donate_argnums=donate)
@@ -99,9 +103,16 @@ def program(*, static: tuple[int, ...] = (0,), donate: tuple[int, ...] = ()) -> 
     return decorate
 
 
+def layout_of(mesh: Mesh, batch: int) -> Mapping[str, Any]:
+    """The layout for `batch` stories; as many as data and fsdp do not divide are told by all devices alike."""
+    shards = math.prod(mesh.shape[axis] for axis in LAYOUT["b"])
+    return LAYOUT if batch % shards == 0 else {**LAYOUT, "b": None, "i": None}
+
+
 def telling_sharding(mesh: Mesh, telling: Telling) -> Telling:
     """Where a telling lives: stories over data and fsdp, keys and values over tensor, too."""
-    stories, heads = LAYOUT["b"], LAYOUT["k"]
+    layout = layout_of(mesh, telling.batch)
+    stories, heads = layout["b"], layout["k"]
     at = jax.tree.map(lambda leaf: NamedSharding(mesh, PartitionSpec(stories)), telling)
     kv = NamedSharding(mesh, PartitionSpec(None, stories, heads, None, None))
     return replace(at, buffer=replace(at.buffer, k=kv, v=kv))

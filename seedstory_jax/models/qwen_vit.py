@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from seedstory_jax.models.layer_stack import scan_layers, stack_layers
+from seedstory_jax.models.layer_stack import constrain, scan_layers, stack_layers
 from seedstory_jax.models.resampler import QwenResampler, ResamplerConfig, resize_position_table
 
 POOL_HEAD_DIM = 128
@@ -80,7 +80,8 @@ class SelfAttention(nnx.Module):
     def __call__(self, x: Float[Array, "b s w"]) -> Float[Array, "b s w"]:
         """Logits and softmax in float32."""
         batch, tokens, _ = x.shape
-        q, k, v = jnp.split(self.in_proj(x).reshape(batch, tokens, self.heads, -1), 3, axis=-1)  # b s n h
+        heads = constrain(self.in_proj(x).reshape(batch, tokens, self.heads, -1), "bsnh")
+        q, k, v = jnp.split(heads, 3, axis=-1)
         return self.out_proj(jax.nn.dot_product_attention(q, k, v).reshape(x.shape))
 
 
@@ -94,7 +95,7 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "b s w"]) -> Float[Array, "b s w"]:
         """Token by token."""
-        return self.c_proj(jax.nn.gelu(self.c_fc(x), approximate=False))
+        return self.c_proj(jax.nn.gelu(constrain(self.c_fc(x), "bsf"), approximate=False))
 
 
 class Block(nnx.Module):
@@ -108,8 +109,8 @@ class Block(nnx.Module):
 
     def __call__(self, x: Float[Array, "b s w"]) -> Float[Array, "b s w"]:
         """Attention, then MLP, each added to its input."""
-        x = x + self.attn(self.ln_1(x))
-        return x + self.mlp(self.ln_2(x))
+        x = constrain(x + self.attn(self.ln_1(x)), "bsw")
+        return constrain(x + self.mlp(self.ln_2(x)), "bsw")
 
 
 class QwenViT(nnx.Module):

@@ -14,6 +14,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from seedstory_jax.models.layer_stack import constrain
+
 CUBIC = -0.75  # torch's bicubic kernel; most image libraries (jax.image too) take -0.5
 
 
@@ -164,7 +166,7 @@ class QwenResampler(nnx.Module):
         """
         if x.shape[-1] != self.config.kv_dim:
             raise ValueError(f"features of width {x.shape[-1]} for a resampler with kv_dim {self.config.kv_dim}")
-        values = self.normed_keys(x)
+        values = self.normed_keys(constrain(x, "isd"))
         keys = values + self.key_positions(x.shape[1]).astype(values.dtype)
         positions = jax.lax.stop_gradient(self.pos_embed[...])
         queries = self.normed_queries() + positions.astype(values.dtype)

@@ -3,16 +3,18 @@
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from seedstory_jax.config import Config
+from seedstory_jax.distributed import on_this_process
 from seedstory_jax.generation.render import RenderConfig, Renderer, zero_image_features
 from seedstory_jax.models.parameters import Parameters
 from seedstory_jax.models.sdxl.detokenizer import denoising_loss, training_time_ids
 from seedstory_jax.models.sdxl.vae import sample_latents
-from seedstory_jax.training.loop import Stage
+from seedstory_jax.training.loop import ALL_ROWS, Metrics, Stage
 from seedstory_jax.training.parts import build, trainable_names
 from seedstory_jax.training.previews import write_grid
 from seedstory_jax.training.workspace import Workspace
@@ -26,21 +28,17 @@ def detokenizer_stage(config: Config, workspace: Workspace, parameters: Paramete
     features = workspace.features(parameters, workspace.crop_transform)
     moments = workspace.latents(parameters)
     size = config.model.image_size
-    time_ids = np.tile(training_time_ids(size, size, 0, 0, size), (stage.batch_size, 1))
+    time_ids = training_time_ids(size, size, 0, 0, size)
     own = {name: value for name, value in parameters.items() if name.startswith("detokenizer.")}
 
-    def loss(parameters, batch, key):
-        noise_key, latent_key = jax.random.split(key)
-        latents = draw_latents(config, batch["moments"], latent_key)
-        detokenizer = build(config.model, "detokenizer", parameters)
-        value = denoising_loss(
-            detokenizer, latents, batch["features"], batch["time_ids"], noise_key, config.model.scheduler
-        )
-        return value, {"denoising_loss": value}
-
-    def batch(step: int) -> Mapping[str, np.ndarray]:
+    def batch(step: int, here: Any = ALL_ROWS) -> Mapping[str, np.ndarray]:
         chosen = np.sort(np.random.default_rng([config.seed, 1, step]).integers(len(features), size=stage.batch_size))
-        return {"features": features[chosen], "moments": moments[chosen], "time_ids": time_ids}
+        chosen = chosen[here]
+        return {
+            "features": features[chosen],
+            "moments": moments[chosen],
+            "time_ids": np.tile(time_ids, (len(chosen), 1)),
+        }
 
     shown = np.arange(PREVIEW_PICTURES) * (len(features) // PREVIEW_PICTURES)
     true = workspace.pictures(workspace.pixel_transform)[shown]
@@ -56,10 +54,24 @@ def detokenizer_stage(config: Config, workspace: Workspace, parameters: Paramete
         steps=stage.steps,
         parameters=own,
         trainable=trainable_names("detokenizer", stage.trainable),
-        loss=loss,
+        loss=partial(detokenizer_loss, config),
         batch=batch,
+        batch_size=stage.batch_size,
         preview=preview,
     )
+
+
+def detokenizer_loss(
+    config: Config, parameters: Parameters, batch: Mapping[str, jax.Array], key: jax.Array
+) -> tuple[jax.Array, Metrics]:
+    """The stage's loss on features [b q d], the pictures' moments [b h w 2 c] and their time ids [b 6]."""
+    noise_key, latent_key = jax.random.split(key)
+    latents = draw_latents(config, batch["moments"], latent_key)
+    detokenizer = build(config.model, "detokenizer", parameters)
+    value = denoising_loss(
+        detokenizer, latents, batch["features"], batch["time_ids"], noise_key, config.model.scheduler
+    )
+    return value, {"denoising_loss": value}
 
 
 def draw_latents(config: Config, moments: jax.Array, key: jax.Array) -> jax.Array:
@@ -79,10 +91,12 @@ def draw_pictures(config: Config, parameters: Parameters, features: np.ndarray) 
 def make_renderer(config: Config, parameters: Parameters, *, batch_size: int | None = None) -> Renderer:
     """The renderer of a model's parts (vit, vae, detokenizer) with the config's sampling defaults."""
     model, sample = config.model, config.sample
-    vit = partial(build, model, "vit")
+    ours = {name: value for name, value in parameters.items() if not name.startswith("story.")}
+    parameters = {name: on_this_process(value) for name, value in ours.items()}
     negative = None
     if sample.guidance != 1.0:
-        negative = jax.jit(lambda p: zero_image_features(vit(p), model.vit.image_size))(parameters)
+        vit = {name: value for name, value in parameters.items() if name.startswith("vit.")}
+        negative = jax.jit(lambda p: zero_image_features(build(model, "vit", p), model.vit.image_size))(vit)
     frames = batch_size or sample.batch_size
     return Renderer(
         build(model, "detokenizer", parameters),
@@ -97,4 +111,5 @@ def make_renderer(config: Config, parameters: Parameters, *, batch_size: int | N
             decode_batch=frames if model.image_size <= 128 else 1,
             scheduler=model.scheduler,
         ),
+        jax.local_devices(),
     )

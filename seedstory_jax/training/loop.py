@@ -4,6 +4,7 @@ A stage's batch is a pure function of the step, so the step is the whole data st
 exactly where its last checkpoint stands.
 """
 
+import contextlib
 import json
 import logging
 import math
@@ -17,19 +18,29 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from seedstory_jax.config import OptimizerConfig, StageConfig
+from seedstory_jax.distributed import place, rows_here
 from seedstory_jax.errors import UserError
+from seedstory_jax.models.layer_stack import activation_axes
 from seedstory_jax.models.parameters import Parameters
-from seedstory_jax.sharding import batch_sharding
+from seedstory_jax.sharding import (
+    ACTIVATIONS,
+    batch_sharding,
+    check_rows,
+    optimizer_shardings,
+    parameter_shardings,
+)
 from seedstory_jax.training.checkpoint import Checkpoints
 from seedstory_jax.training.optimizer import learning_rate, make_optimizer
 
 log = logging.getLogger(__name__)
 Metrics = dict[str, jax.Array]
+ALL_ROWS = slice(None)
 PREFETCH = 2  # batches made ahead, in threads
 
 
@@ -37,7 +48,8 @@ PREFETCH = 2  # batches made ahead, in threads
 class Stage:
     """What one training stage is: parameters by dotted name, which of them train, the loss, the batches.
 
-    `batch(step)` gives numpy arrays with a leading batch axis and must depend on nothing but the step;
+    `batch(step, rows)` gives numpy arrays with a leading batch axis, of the rows that `rows` picks from the step's
+    `batch_size` (all of them by default), and must depend on nothing else;
     `loss(parameters, batch, key)` gives a scalar and further scalars to log; `preview` draws pictures into a folder.
     """
 
@@ -48,7 +60,8 @@ class Stage:
     parameters: Parameters
     trainable: Callable[[str], bool]
     loss: Callable[[Parameters, Any, jax.Array], tuple[jax.Array, Metrics]]
-    batch: Callable[[int], Any]
+    batch: Callable[..., Any]
+    batch_size: int
     preview: Callable[[Parameters, int, Path], None] | None = None
     facts: Mapping[str, Any] | None = None
 
@@ -67,23 +80,27 @@ def run_stage(stage: Stage, workdir: Path, *, seed: int, mesh: Mesh) -> Paramete
     frozen = {name: value for name, value in stage.parameters.items() if not stage.trainable(name)}
     if not trained:
         raise UserError(f"stage {stage.name}: trainable set {stage.config.trainable!r} matches no parameter")
+    at = parameter_shardings(mesh, stage.parameters)
+    frozen = {name: place(value, at[name]) for name, value in frozen.items()}
     # The step donates what it trains; the caller's arrays must survive it.
-    trained = jax.tree.map(jnp.copy, trained)
+    trained = {name: jnp.copy(place(value, at[name])) for name, value in trained.items()}
     optimizer = make_optimizer(stage.optimizer, stage.steps)
-    state = optimizer.init(trained)
+    state_at = optimizer_shardings(mesh, jax.eval_shape(optimizer.init, trained), at)
+    state = jax.jit(optimizer.init, out_shardings=state_at)(trained)
     folder = workdir / stage.name
     checkpoints = Checkpoints(folder, stage.config.keep)
     first = 0
     restored = checkpoints.restore(trained, state)
     if restored is not None:
         first, trained, state, _ = restored
-    log_file = MetricsLog(workdir, stage.name, first)
+    log_file = MetricsLog(workdir, stage.name, first) if jax.process_index() == 0 else None
     try:
         if first < stage.steps:
-            steps = _Steps(stage, optimizer, frozen, seed, mesh)
+            steps = _Steps(stage, optimizer, frozen, seed, mesh, ({name: at[name] for name in trained}, state_at))
             trained = steps.run(trained, state, first, checkpoints, log_file, workdir)
     finally:
-        log_file.close()
+        if log_file is not None:
+            log_file.close()
         checkpoints.close()
     return {**frozen, **trained}
 
@@ -92,19 +109,33 @@ class _Steps:
     """The compiled step and the loop around it."""
 
     def __init__(
-        self, stage: Stage, optimizer: optax.GradientTransformation, frozen: Parameters, seed: int, mesh: Mesh
+        self,
+        stage: Stage,
+        optimizer: optax.GradientTransformation,
+        frozen: Parameters,
+        seed: int,
+        mesh: Mesh,
+        shardings: tuple[Any, Any],
     ):
         self.stage, self.frozen, self.mesh = stage, frozen, mesh
         self.key = jax.random.fold_in(jax.random.key(seed), sum(stage.name.encode()))
         self.schedule = learning_rate(stage.optimizer, stage.steps)
-        self.step = jax.jit(
-            partial(train_step, stage.loss, optimizer, stage.optimizer.accumulation), donate_argnums=(0, 1)
-        )
+        self.micro = stage.optimizer.accumulation
+        self.batch_at = batch_sharding(mesh, skip_axes=int(self.micro > 1))
+        check_rows(mesh, stage.batch_size // self.micro, f"stage {stage.name}, batch_size / accumulation")
+        self.step = compiled_step(stage.loss, optimizer, self.micro, mesh, shardings)
 
-    def run(self, trained, state, first: int, checkpoints: Checkpoints, metrics: "MetricsLog", workdir: Path):
+    def run(self, trained, state, first: int, checkpoints: Checkpoints, metrics: "MetricsLog | None", workdir: Path):
         stage, config = self.stage, self.stage.config
         stop = _StopSignal()
-        bar = tqdm(total=stage.steps, initial=first, desc=f"{stage.name:>13}", unit="step", mininterval=1.0)
+        bar = tqdm(
+            total=stage.steps,
+            initial=first,
+            desc=f"{stage.name:>13}",
+            unit="step",
+            mininterval=1.0,
+            disable=jax.process_index() > 0,
+        )
         pending = None  # the step before, whose metrics are read while the device works on this one
         saved = first
         with stop:
@@ -117,16 +148,17 @@ class _Steps:
                     self._report(metrics, bar, *pending, saved)
                 pending = (step + 1, values, started)
                 done = step + 1
-                save = done % config.save_every == 0 or done == stage.steps or stop.requested
+                stops = stop.requested_at(done)
+                save = done % config.save_every == 0 or done == stage.steps or stops
                 if save:
                     self._report(metrics, bar, *pending, saved)
                     pending = None
                     checkpoints.save(done, trained, state, {"stage": stage.name, "step": done, **(stage.facts or {})})
                     saved = done
                 due = config.preview_every and done % config.preview_every == 0
-                if stage.preview is not None and (due or done == stage.steps) and not stop.requested:
+                if stage.preview is not None and (due or done == stage.steps) and not stops:
                     stage.preview({**self.frozen, **trained}, done, workdir / stage.name / "previews")
-                if stop.requested and done < stage.steps:
+                if stops and done < stage.steps:
                     checkpoints.wait()
                     bar.close()
                     raise Interrupted(f"{stage.name} saved at step {done}; the same command goes on from there")
@@ -138,19 +170,39 @@ class _Steps:
         """Batches from step `first` on, read ahead by grain; the step is the whole state of the data."""
         import grain
 
-        steps = grain.MapDataset.range(first, self.stage.steps).map(self.stage.batch)
+        batch = self.stage.batch
+        if jax.process_count() > 1:
+            batch = partial(_rows_of, batch, rows=self._rows_here())
+        steps = grain.MapDataset.range(first, self.stage.steps).map(batch)
         return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=PREFETCH, prefetch_buffer_size=PREFETCH)))
 
-    def _on_devices(self, batch: Any) -> Any:
-        micro = self.stage.optimizer.accumulation
-        if micro > 1:
-            batch = jax.tree.map(lambda x: x.reshape(micro, x.shape[0] // micro, *x.shape[1:]), batch)
-        return jax.device_put(batch, batch_sharding(self.mesh, skip_axes=int(micro > 1)))
+    def _rows_here(self) -> np.ndarray:
+        """The rows of a batch that this process's devices work on, micro-batch by micro-batch."""
+        size = self.stage.batch_size // self.micro
+        here = rows_here(batch_sharding(self.mesh), size)
+        return (np.arange(self.micro)[:, None] * size + here).reshape(-1)
 
-    def _report(self, metrics: "MetricsLog", bar: tqdm, step: int, values: Metrics, started: float, saved: int) -> None:
+    def _on_devices(self, batch: Any) -> Any:
+        if self.micro > 1:
+            batch = jax.tree.map(lambda x: x.reshape(self.micro, x.shape[0] // self.micro, *x.shape[1:]), batch)
+        if jax.process_count() == 1:
+            return jax.device_put(batch, self.batch_at)
+        rows = self.stage.batch_size // self.micro
+        axis = int(self.micro > 1)
+
+        def joined(x: np.ndarray) -> jax.Array:
+            shape = (*x.shape[:axis], rows, *x.shape[axis + 1 :])
+            return jax.make_array_from_process_local_data(self.batch_at, x, shape)
+
+        return jax.tree.map(joined, batch)
+
+    def _report(
+        self, metrics: "MetricsLog | None", bar: tqdm, step: int, values: Metrics, started: float, saved: int
+    ) -> None:
         numbers = {name: float(value) for name, value in jax.device_get(values).items()}
         numbers["learning_rate"] = float(self.schedule(step - 1))
-        metrics.write(step, numbers, time.perf_counter() - started)
+        if metrics is not None:
+            metrics.write(step, numbers, time.perf_counter() - started)
         bar.update(1)
         bar.set_postfix_str(f"loss {numbers['loss']:.4f}", refresh=False)
         if not (math.isfinite(numbers["loss"]) and math.isfinite(numbers["grad_norm"])):
@@ -161,6 +213,24 @@ class _Steps:
             if self.stage.config.on_nonfinite == "stop":
                 raise UserError(message + "; lower the learning rate, or set on_nonfinite=skip")
             log.warning("%s; the step was skipped", message)
+
+
+def _rows_of(batch: Callable[..., Any], step: int, rows: np.ndarray) -> Any:
+    return batch(step, rows)
+
+
+def compiled_step(loss, optimizer, accumulation: int, mesh: Mesh, shardings: tuple[Any, Any]) -> Any:
+    """`train_step` of (trained, state, frozen, batch, key) on a mesh; the first two are donated.
+
+    `shardings`: of what is trained and of the optimizer's state, which come back laid out as they were given.
+    """
+
+    def step(trained, state, frozen, batch, key):
+        with activation_axes(mesh, ACTIVATIONS) if mesh.size > 1 else contextlib.nullcontext():
+            return train_step(loss, optimizer, accumulation, trained, state, frozen, batch, key)
+
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(step, donate_argnums=(0, 1), out_shardings=(*shardings, everywhere))
 
 
 def train_step(loss, optimizer, accumulation: int, trained, state, frozen, batch, key):
@@ -236,15 +306,27 @@ class MetricsLog:
 
 
 class _StopSignal:
-    """SIGTERM asks for a checkpoint and a clean end, while the loop runs."""
+    """SIGTERM asks for a checkpoint and a clean end, while the loop runs.
+
+    Among several processes jax's own handler tells all of them, and they agree on the step to stop at.
+    """
 
     requested = False
 
+    def requested_at(self, step: int) -> bool:
+        """Whether to end after `step`; every process asks after every step."""
+        if jax.process_count() == 1:
+            return self.requested
+        from jax.experimental.multihost_utils import reached_preemption_sync_point
+
+        return reached_preemption_sync_point(step)
+
     def __enter__(self):
-        try:
+        self._before = None
+        if jax.process_count() > 1:
+            return self
+        with contextlib.suppress(ValueError):  # not in the main thread: whoever runs us there handles signals
             self._before = signal.signal(signal.SIGTERM, self._request)
-        except ValueError:  # not in the main thread: whoever runs us there handles signals
-            self._before = None
         return self
 
     def __exit__(self, *_):

@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from seedstory_jax.config import ModelConfig, nearest
 from seedstory_jax.errors import UserError
@@ -17,12 +17,15 @@ from seedstory_jax.models.parameters import (
     Parameters,
     abstract_parameters,
     initial_parameters,
+    take_apart,
+    under_prefix,
     with_prefix,
 )
 from seedstory_jax.models.qwen_vit import QwenViT
 from seedstory_jax.models.sdxl.detokenizer import Detokenizer
 from seedstory_jax.models.sdxl.vae import VAE
 from seedstory_jax.models.story_mllm import StoryMLLM
+from seedstory_jax.sharding import parameter_shardings
 from seedstory_jax.training.checkpoint import latest_step, load_trained
 
 PARTS: dict[str, Callable[[ModelConfig], Callable[[nnx.Rngs], nnx.Module]]] = {
@@ -87,10 +90,27 @@ def build(model: ModelConfig, part: str, parameters: Mapping[str, Any]) -> Any:
     return names.build({name: parameters[f"{part}.{name}"] for name in names.names})
 
 
-def random_parameters(model: ModelConfig, part: str, seed: int) -> Parameters:
-    """Freshly drawn parameters of one part, under its prefix."""
+def random_parameters(
+    model: ModelConfig, part: str, seed: int, shapes: Mapping[str, jax.ShapeDtypeStruct] | None = None
+) -> Parameters:
+    """Freshly drawn parameters of one part, under its prefix.
+
+    With `shapes` those alone, each in the dtype and on the devices that its shape says; nothing else is ever computed.
+    """
     key = jax.random.fold_in(jax.random.key(seed), list(PARTS).index(part))
-    return with_prefix(part, initial_parameters(PARTS[part](model), key))
+    if shapes is None:
+        return with_prefix(part, initial_parameters(PARTS[part](model), key))
+
+    def draw(key: jax.Array) -> Parameters:
+        drawn = with_prefix(part, take_apart(PARTS[part](model)(nnx.Rngs(key)))[1])
+        return {name: drawn[name].astype(shape.dtype) for name, shape in shapes.items()}
+
+    return jax.jit(draw, out_shardings={name: shape.sharding for name, shape in shapes.items()})(key)
+
+
+def part_shapes(model: ModelConfig, part: str) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of one part's parameters, under its prefix."""
+    return with_prefix(part, abstract_parameters(PARTS[part](model))[1])
 
 
 def load_parameters(
@@ -101,10 +121,13 @@ def load_parameters(
     seed: int,
     before: str | None = None,
     strict: bool = True,
+    layout: Callable[[str, Any], jax.ShapeDtypeStruct] | None = None,
 ) -> Parameters:
     """Parameters of `parts`: what the stages in `workdir` trained, over the base weights (or random ones).
 
-    `before`: only stages that come before this one count. Raises UserError (with `strict`) for a part that no stage
+    `before`: only stages that come before this one count. `layout(name, shape)` gives dtype and sharding that each is
+    read or drawn into, so that no device ever holds more than its share; without it, float32 on this process's first
+    device. Raises UserError (with `strict`) for a part that no stage
     has trained though one should have, and that has no base weights.
     """
     stages = [stage for stage, _ in TRAINED_BY]
@@ -118,32 +141,38 @@ def load_parameters(
                 f"{workdir} has no trained {part}: run train.py with this workdir and the stage that trains it "
                 f"({trainers[0]}), give converted weights as model.base, or set init_from=none for random ones"
             )
-        shapes = with_prefix(part, abstract_parameters(PARTS[part](model))[1])
-        trained: Parameters = {}
+        shapes = part_shapes(model, part)
+        if layout is not None:
+            shapes = {name: layout(name, shape) for name, shape in shapes.items()}
+        found: Parameters = {}
         for stage in done:
             # A stage's checkpoint may hold helpers of its own (the tokenizer stage's heads) beside the part.
-            trained |= load_trained(workdir / stage, shapes, prefix=f"{part}.")
-        if trained.keys() != shapes.keys():
-            rest = _load_base(model, part) if model.base else random_parameters(model, part, seed)
-            trained = rest | trained
-        parameters |= trained
+            found |= load_trained(workdir / stage, shapes, prefix=f"{part}.")
+        if model.base and len(found) < len(shapes):
+            found |= _load_base(model, part, {name: shapes[name] for name in shapes if name not in found})
+        # Whatever else there is starts fresh: a bare LLaMA has no adapters and no resamplers.
+        fresh = {name: shapes[name] for name in shapes if name not in found}
+        if fresh:
+            found |= random_parameters(model, part, seed, fresh)
+        parameters |= found
     return parameters
 
 
-def _load_base(model: ModelConfig, part: str, seed: int) -> Parameters:
-    """The converted weights of one part; what they lack (a bare LLaMA has no adapters, no resamplers) starts fresh."""
+def _load_base(model: ModelConfig, part: str, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Parameters:
+    """The converted weights of one part that `shapes` asks for and the base has."""
     from seedstory_jax.convert.store import restore_module
 
-    shapes = abstract_parameters(PARTS[part](model))[1]
-    found = with_prefix(part, restore_module(Path(model.base) / part, shapes))
-    fresh = tuple(f"{part}.{name}" for name in shapes if f"{part}.{name}" not in found)
-    if fresh:
-        # Under jit, so that nothing but these is ever computed.
-        found |= jax.jit(lambda: {name: random_parameters(model, part, seed)[name] for name in fresh})()
-    return found
+    return with_prefix(part, restore_module(Path(model.base) / part, under_prefix(part, shapes)))
 
 
-def cast_frozen(parameters: Parameters, trains: Callable[[str], bool], dtype: str) -> Parameters:
-    """What does not train in its storage dtype, what does in float32."""
-    cast = partial(jnp.asarray, dtype=jnp.dtype(dtype))
-    return {name: value.astype(jnp.float32) if trains(name) else cast(value) for name, value in parameters.items()}
+def frozen_and_trained(
+    mesh: Mesh, trains: Callable[[str], bool], frozen_dtype: str
+) -> Callable[[str, Any], jax.ShapeDtypeStruct]:
+    """The layout of a stage's own parameters: by the partition rules, float32 where they train, else `frozen_dtype`."""
+
+    def layout(name: str, shape: Any) -> jax.ShapeDtypeStruct:
+        dtype = jnp.float32 if trains(name) else jnp.dtype(frozen_dtype)
+        at = parameter_shardings(mesh, {name: shape})[name]
+        return jax.ShapeDtypeStruct(shape.shape, dtype, sharding=at)
+
+    return layout

@@ -3,10 +3,12 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import jax
+from jax.sharding import Mesh
 
 from seedstory_jax.config import Config, StageConfig, differing_keys, to_dict
+from seedstory_jax.distributed import first_process_first, on_host
 from seedstory_jax.errors import UserError
 from seedstory_jax.models.parameters import Parameters
 from seedstory_jax.sharding import make_mesh
@@ -14,7 +16,7 @@ from seedstory_jax.training.adapt import adapt_stage
 from seedstory_jax.training.checkpoint import latest_step, write_json
 from seedstory_jax.training.detokenizer import detokenizer_stage
 from seedstory_jax.training.loop import Stage, run_stage
-from seedstory_jax.training.parts import TRAINED_BY, cast_frozen, load_parameters
+from seedstory_jax.training.parts import TRAINED_BY, frozen_and_trained, load_parameters, trainable_names
 from seedstory_jax.training.story import story_stage
 from seedstory_jax.training.tokenizer import vae_stage, vit_stage
 from seedstory_jax.training.workspace import Workspace
@@ -30,6 +32,7 @@ PARTS_NEEDED: dict[str, tuple[str, ...]] = {
     "story": ("vit", "story"),
     "adapt": ("vit", "vae", "story", "detokenizer"),
 }
+ENCODERS = ("vit", "vae")  # frozen: they fill the caches that the stages read
 MAKE: dict[str, Callable[[Config, Workspace, Parameters], Stage]] = {
     "detokenizer": detokenizer_stage,
     "story": story_stage,
@@ -42,11 +45,12 @@ def train(config: Config, workdir: Path) -> None:
 
     Raises UserError if the workdir was begun with another config (naming the keys), Interrupted after SIGTERM.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
-    claim(config, workdir)
     mesh = make_mesh(config.mesh)
     workspace = Workspace(config, workdir)
-    check_tokenizer(config, workspace)
+    with first_process_first("workdir"):
+        workdir.mkdir(parents=True, exist_ok=True)
+        claim(config, workdir)
+        check_tokenizer(config, workspace)
     for name in config.stages:
         if name == "tokenizer":
             train_tokenizer(config, workspace, mesh)
@@ -55,34 +59,53 @@ def train(config: Config, workdir: Path) -> None:
         if latest_step(workdir / name) == section.steps:
             print(f"{name} is done ({section.steps} steps)", flush=True)
             continue
-        parameters = stage_parameters(config, name, section, workdir)
-        stage = MAKE[name](config, workspace, parameters)
-        stage.parameters.update(cast_frozen(stage.parameters, stage.trainable, config.model.frozen_dtype))
+        parameters = stage_parameters(config, name, section, workdir, mesh)
+        with first_process_first(name):  # it writes the caches
+            stage = MAKE[name](config, workspace, parameters)
+            # The encoders have done their work; previews alone ask for them again.
+            parameters |= on_host({name: value for name, value in parameters.items() if is_encoder(name)})
         run_stage(stage, workdir, seed=config.seed, mesh=mesh)
 
 
-def train_tokenizer(config: Config, workspace: Workspace, mesh: jax.sharding.Mesh) -> None:
+def train_tokenizer(config: Config, workspace: Workspace, mesh: Mesh) -> None:
     """The toy's two first steps: the VAE, then the ViT on its latents."""
     workdir = workspace.workdir
     if latest_step(workdir / "tokenizer_vit") == config.tokenizer.steps:
         print("tokenizer is done", flush=True)
         return
     if latest_step(workdir / "tokenizer_vae") != config.tokenizer.vae_steps:
-        run_stage(vae_stage(config, workspace), workdir, seed=config.seed, mesh=mesh)
+        with first_process_first("tokenizer_vae"):
+            stage = vae_stage(config, workspace)
+        run_stage(stage, workdir, seed=config.seed, mesh=mesh)
     vae = load_parameters(config.model, ("vae",), workdir, seed=config.seed, before="tokenizer_vit")
-    run_stage(vit_stage(config, workspace, vae), workdir, seed=config.seed, mesh=mesh)
+    with first_process_first("tokenizer_vit"):
+        stage = vit_stage(config, workspace, vae)
+    run_stage(stage, workdir, seed=config.seed, mesh=mesh)
 
 
-def stage_parameters(config: Config, stage: str, section: StageConfig, workdir: Path) -> Parameters:
-    """What a stage starts from, as its `init_from` says."""
+def stage_parameters(config: Config, stage: str, section: StageConfig, workdir: Path, mesh: Mesh) -> Parameters:
+    """What a stage starts from, as its `init_from` says: its own parts on the mesh, the encoders on this process."""
     parts = PARTS_NEEDED[stage]
+    own = frozen_and_trained(
+        mesh, trainable_names(dict(TRAINED_BY)[stage], section.trainable), config.model.frozen_dtype
+    )
+
+    def layout(name: str, shape: Any) -> Any:
+        return shape if is_encoder(name) else own(name, shape)
+
     if section.init_from == "none":
-        return load_parameters(config.model, parts, workdir / "none", seed=config.seed, strict=False)
+        nowhere = workdir / "none"
+        return load_parameters(config.model, parts, nowhere, seed=config.seed, strict=False, layout=layout)
     origin = workdir if section.init_from == "previous" else Path(section.init_from)
     if not origin.is_dir():
         raise UserError(f"{stage}.init_from is {section.init_from!r}: no such folder; 'previous', 'none' or a workdir")
     before = stage if section.init_from == "previous" else None
-    return load_parameters(config.model, parts, origin, seed=config.seed, before=before)
+    return load_parameters(config.model, parts, origin, seed=config.seed, before=before, layout=layout)
+
+
+def is_encoder(name: str) -> bool:
+    """Whether a parameter is of a part that only fills the caches."""
+    return name.partition(".")[0] in ENCODERS
 
 
 def claim(config: Config, workdir: Path) -> None:

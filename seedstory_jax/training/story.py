@@ -2,6 +2,8 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ from seedstory_jax.data.pipeline import Plan, StoryRows, stack
 from seedstory_jax.data.sequence import SequenceConfig
 from seedstory_jax.models.parameters import Parameters
 from seedstory_jax.models.story_mllm import StoryBatch, StoryLosses, story_losses
-from seedstory_jax.training.loop import Metrics, Stage
+from seedstory_jax.training.loop import ALL_ROWS, Metrics, Stage
 from seedstory_jax.training.parts import build, trainable_names
 from seedstory_jax.training.workspace import Workspace
 
@@ -23,11 +25,6 @@ def story_stage(config: Config, workspace: Workspace, parameters: Parameters) ->
     """The story model on cached features of the frozen ViT."""
     features = workspace.features(parameters, workspace.vit_transform)
     own = {name: value for name, value in parameters.items() if name.startswith("story.")}
-
-    def loss(parameters, batch, key):
-        total, losses = losses_of(config, parameters, batch, key)
-        return total, story_metrics(batch, losses)
-
     return Stage(
         name="story",
         config=config.story,
@@ -35,15 +32,24 @@ def story_stage(config: Config, workspace: Workspace, parameters: Parameters) ->
         steps=config.story.steps,
         parameters=own,
         trainable=trainable_names("story", config.story.trainable),
-        loss=loss,
+        loss=partial(story_loss, config),
         batch=row_batches(config, workspace, features, seed=config.seed, batch_size=config.story.batch_size),
+        batch_size=config.story.batch_size,
     )
+
+
+def story_loss(
+    config: Config, parameters: Parameters, batch: Mapping[str, jax.Array], key: jax.Array
+) -> tuple[jax.Array, Metrics]:
+    """The stage's loss and what the log says of it."""
+    total, losses = losses_of(config, parameters, batch, key)
+    return total, story_metrics(batch, losses)
 
 
 def row_batches(
     config: Config, workspace: Workspace, features: np.ndarray, *, seed: int, batch_size: int
-) -> Callable[[int], dict[str, np.ndarray]]:
-    """step -> the fields of a StoryBatch, of rows as the story stage's config describes them.
+) -> Callable[..., dict[str, np.ndarray]]:
+    """(step, rows) -> the fields of a StoryBatch, of rows as the story stage's config describes them.
 
     Beside them `picture` int32 [b i]: each image's place in `workspace.train.image_paths()`.
     """
@@ -71,8 +77,9 @@ def row_batches(
         stories, workspace.tokenizer, plan, layout, places, image_key="picture", max_bad=config.data.max_bad
     )
 
-    def batch(step: int) -> dict[str, np.ndarray]:
-        fields = stack([rows[place] for place in range(step * batch_size, (step + 1) * batch_size)])
+    def batch(step: int, here: Any = ALL_ROWS) -> dict[str, np.ndarray]:
+        places = np.arange(step * batch_size, (step + 1) * batch_size)[here]
+        fields = stack([rows[place] for place in places.tolist()])
         return {**fields, "image_features": features[fields["picture"]]}
 
     return batch

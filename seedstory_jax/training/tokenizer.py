@@ -8,6 +8,7 @@ what a feature must carry so that a de-tokenizer can draw it and a language mode
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +17,11 @@ import optax
 from flax import nnx
 
 from seedstory_jax.config import Config
+from seedstory_jax.distributed import on_host
 from seedstory_jax.models.parameters import Parameters, initial_parameters, take_apart, with_prefix
 from seedstory_jax.models.resampler import QwenResampler, ResamplerConfig
 from seedstory_jax.models.sdxl.vae import sample_latents, to_patches
-from seedstory_jax.training.loop import Stage
+from seedstory_jax.training.loop import ALL_ROWS, Stage
 from seedstory_jax.training.parts import build, random_parameters, trainable_names
 from seedstory_jax.training.previews import write_grid
 from seedstory_jax.training.workspace import Workspace
@@ -46,8 +48,8 @@ def vae_stage(config: Config, workspace: Workspace) -> Stage:
         kl = 0.5 * jnp.mean(jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar)
         return rebuilt + stage.kl_weight * kl, {"reconstruction_loss": rebuilt, "kl": kl}
 
-    def batch(step: int):
-        chosen = _draw(config.seed, step, len(pictures), stage.vae_batch_size)
+    def batch(step: int, here: Any = ALL_ROWS):
+        chosen = _draw(config.seed, step, len(pictures), stage.vae_batch_size)[here]
         return transform.normalise(pictures[chosen])
 
     @jax.jit
@@ -58,7 +60,7 @@ def vae_stage(config: Config, workspace: Workspace) -> Stage:
     shown = transform.normalise(pictures[:: len(pictures) // PREVIEW_PICTURES][:PREVIEW_PICTURES])
 
     def preview(parameters: Parameters, step: int, folder: Path) -> None:
-        write_grid(folder, step, [shown, np.asarray(rebuild(parameters, shown))])
+        write_grid(folder, step, [shown, np.asarray(rebuild(on_host(parameters), shown))])
 
     return Stage(
         name="tokenizer_vae",
@@ -69,6 +71,7 @@ def vae_stage(config: Config, workspace: Workspace) -> Stage:
         trainable=trainable_names("vae", "all"),
         loss=loss,
         batch=batch,
+        batch_size=stage.vae_batch_size,
         preview=preview,
     )
 
@@ -139,8 +142,8 @@ def vit_stage(config: Config, workspace: Workspace, vae: Parameters) -> Stage:
         word_loss = jnp.mean(optax.sigmoid_binary_cross_entropy(logits, batch["words"]))
         return latent_loss + stage.words_weight * word_loss, {"latent_loss": latent_loss, "word_loss": word_loss}
 
-    def batch(step: int) -> Mapping[str, np.ndarray]:
-        chosen = _draw(config.seed, step, len(pictures), stage.batch_size)
+    def batch(step: int, here: Any = ALL_ROWS) -> Mapping[str, np.ndarray]:
+        chosen = _draw(config.seed, step, len(pictures), stage.batch_size)[here]
         return {
             "images": transform.normalise(pictures[chosen]),
             "latents": moments[chosen][..., :channels],
@@ -154,7 +157,8 @@ def vit_stage(config: Config, workspace: Workspace, vae: Parameters) -> Stage:
     shown = pictures[:: len(pictures) // PREVIEW_PICTURES][:PREVIEW_PICTURES]
 
     def preview(parameters: Parameters, step: int, folder: Path) -> None:
-        write_grid(folder, step, [shown, np.asarray(redraw(parameters, vae, transform.normalise(shown)))])
+        drawn = redraw(on_host(parameters), on_host(vae), transform.normalise(shown))
+        write_grid(folder, step, [shown, np.asarray(drawn)])
 
     return Stage(
         name="tokenizer_vit",
@@ -165,6 +169,7 @@ def vit_stage(config: Config, workspace: Workspace, vae: Parameters) -> Stage:
         trainable=lambda name: vit_trains(name) or (name.startswith("head.") and not name.endswith("pos_embed")),
         loss=loss,
         batch=batch,
+        batch_size=stage.batch_size,
         preview=preview,
     )
 

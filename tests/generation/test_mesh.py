@@ -7,21 +7,22 @@ from pathlib import Path
 
 PROGRAM = """
 import jax, numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from jax.sharding import AxisType
 from seedstory_jax.generation.compilations import Compilations
 from seedstory_jax.generation.policies import MultimodalSink
 from seedstory_jax.generation.story import StoryTeller, TellingConfig
-from seedstory_jax.models.parameters import abstract_parameters, initial_parameters
+from seedstory_jax.models.parameters import abstract_parameters, initial_parameters, with_prefix
 from seedstory_jax.models.story_mllm import StoryMLLM
+from seedstory_jax.sharding import SAMPLING, parameter_shardings
 from conftest import CONFIG, LetterTokenizer
 
 mesh = jax.make_mesh((2, 1, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
 make = lambda rngs: StoryMLLM(CONFIG, rngs=rngs)
 blueprint, parameters = abstract_parameters(make)[0], initial_parameters(make, jax.random.key(0))
-spread = {}
-for name, value in parameters.items():
-    tensor = P(None, None, "tensor") if name.endswith(("q_proj.kernel", "up_proj.kernel", "gate_proj.kernel")) else P()
-    spread[name] = jax.device_put(value, NamedSharding(mesh, tensor))
+at = parameter_shardings(mesh, with_prefix("story", parameters), SAMPLING)
+spread = {name: jax.device_put(value, at[f"story.{name}"]) for name, value in parameters.items()}
+split = [name for name, value in spread.items() if value.addressable_shards[0].data.size < value.size]
+assert len(split) > 10, split
 features = np.random.default_rng(0).normal(size=(2, 16, 32)).astype(np.float32)
 config = TellingConfig(length=5, max_text_tokens=6, allow_end=False)
 policy = MultimodalSink(window=2, head=(1, 1), tail=(1, 1))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from seedstory_jax.models.layer_stack import scan_layers, stack_layers
+from seedstory_jax.models.layer_stack import constrain, scan_layers, stack_layers
 from seedstory_jax.models.sdxl.unet_blocks import Recorder, discard, linear
 
 LAYER_NORM_EPS = 1e-5
@@ -146,15 +146,15 @@ class Perceiver(nnx.Module):
     ) -> tuple[Float[Array, "b q c"], Float[Array, "b p"]]:
         """Features [b s embedding_dim] -> tokens [b num_queries output1_dim + output2_dim], pooled [b output2_dim]."""
         dtype = jnp.dtype(self.config.dtype)
-        normalized = normalize_over_tokens(features)
+        normalized = normalize_over_tokens(constrain(features, "isd"))
         record("x_normalized", normalized)
-        source = self.proj_in(normalized.astype(dtype))
+        source = constrain(self.proj_in(normalized.astype(dtype)), "isd")
         record("after_proj_in", source)
         latents = jnp.broadcast_to(self.latents[...].astype(dtype), (features.shape[0], *self.latents.shape[1:]))
 
         def step(layer: PerceiverLayer, latents: Array, _: None) -> tuple[Array, tuple[Array, Array] | None]:
             attended = layer.attn(source, latents)
-            latents = latents + attended
+            latents = constrain(latents + attended, "iqd")
             fed = layer.ff(latents)
             return latents + fed, (attended, fed) if record is not discard else None
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from seedstory_jax.models.layer_stack import scan_layers, stack_layers
+from seedstory_jax.models.layer_stack import constrain, scan_layers, stack_layers
 from seedstory_jax.models.sdxl.unet_blocks import GroupNorm, linear
 
 GROUP_NORM_EPS = 1e-6  # before the transformer; not the resnets' 1e-5
@@ -49,7 +49,7 @@ class Attention(nnx.Module):
         """Softmax in float32."""
 
         def split_heads(y: Float[Array, "b s d"]) -> Float[Array, "b s n h"]:
-            return y.reshape(*y.shape[:2], self.config.heads, -1)
+            return constrain(y, "itd").reshape(*y.shape[:2], self.config.heads, -1)
 
         q, k, v = split_heads(self.to_q(x)), split_heads(self.to_k(source)), split_heads(self.to_v(source))
         mixed = jax.nn.dot_product_attention(q, k, v, implementation=self.config.attention)
@@ -67,7 +67,7 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         """Same shape out as in."""
-        value, gate = jnp.split(self.proj_in(x), 2, axis=-1)
+        value, gate = jnp.split(constrain(self.proj_in(x), "itd"), 2, axis=-1)
         return self.proj_out(value * jax.nn.gelu(gate, approximate=False))
 
 
@@ -86,9 +86,9 @@ class TransformerBlock(nnx.Module):
     def __call__(self, x: Float[Array, "b t d"], condition: Float[Array, "b s c"]) -> Float[Array, "b t d"]:
         """Same shape out as in."""
         normed = self.norm1(x)
-        x = x + self.attn1(normed, normed)
-        x = x + self.attn2(self.norm2(x), condition)
-        return x + self.ff(self.norm3(x))
+        x = constrain(x + self.attn1(normed, normed), "itd")
+        x = constrain(x + self.attn2(self.norm2(x), condition), "itd")
+        return constrain(x + self.ff(self.norm3(x)), "itd")
 
 
 class Transformer2D(nnx.Module):
@@ -108,7 +108,7 @@ class Transformer2D(nnx.Module):
     def __call__(self, x: Float[Array, "b h w d"], condition: Float[Array, "b s c"]) -> Float[Array, "b h w d"]:
         """Same shape out as in."""
         batch, height, width, channels = x.shape
-        tokens = self.proj_in(self.norm(x).reshape(batch, height * width, channels))
+        tokens = constrain(self.proj_in(self.norm(x).reshape(batch, height * width, channels)), "itd")
 
         def step(block: TransformerBlock, tokens: Array, _: None) -> tuple[Array, None]:
             return block(tokens, condition), None
@@ -116,7 +116,7 @@ class Transformer2D(nnx.Module):
         # A single block is written out: a loop of one turn only costs.
         unroll = self.config.layers == 1
         tokens, _ = scan_layers(self.transformer_blocks, step, tokens, remat=self.config.remat, unroll=unroll)
-        return x + self.proj_out(tokens).reshape(x.shape)
+        return constrain(x + self.proj_out(tokens).reshape(x.shape), "ihwc")
 
 
 def _layer_norm(config: Transformer2DConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:

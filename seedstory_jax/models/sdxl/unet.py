@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Shaped
 
-from seedstory_jax.models.layer_stack import REMAT_POLICIES
+from seedstory_jax.models.layer_stack import REMAT_POLICIES, constrain
 from seedstory_jax.models.sdxl.transformer_2d import Transformer2D, Transformer2DConfig
 from seedstory_jax.models.sdxl.unet_blocks import (
     Downsample,
@@ -267,7 +267,7 @@ class UNet(nnx.Module):
         embedding = self._embed(timesteps, pooled, time_ids, record)
         condition = encoder_tokens.astype(dtype)
 
-        x = self.conv_in(latents.astype(dtype))
+        x = constrain(self.conv_in(constrain(latents, "ihwc").astype(dtype)), "ihwc")
         record("conv_in", x)
         skips = [[x]]
         for level, block in enumerate(self.down_blocks):

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from seedstory_jax.models.layer_stack import constrain
+
 # Called with a published module path and that module's output; tests and the parity command listen, nobody else does.
 Recorder = Callable[[str, Array], None]
 
@@ -126,12 +128,12 @@ class ResnetBlock(nnx.Module):
         self, x: Float[Array, "b h w c"], time_embedding: Float[Array, "b e"] | None = None
     ) -> Float[Array, "b h w o"]:
         """The block; `time_embedding` is the embedding before its silu."""
-        hidden = self.conv1(jax.nn.silu(self.norm1(x)))
+        hidden = constrain(self.conv1(jax.nn.silu(self.norm1(constrain(x, "ihwc")))), "ihwc")
         if time_embedding is not None:
             hidden = hidden + self.time_emb_proj(jax.nn.silu(time_embedding))[:, None, None, :]
         hidden = self.conv2(jax.nn.silu(self.norm2(hidden)))
         shortcut = self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x
-        return shortcut + hidden
+        return constrain(shortcut + hidden, "ihwc")
 
 
 class Downsample(nnx.Module):
@@ -145,7 +147,7 @@ class Downsample(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b hh ww c"]:
         """[b h w c] -> [b h/2 w/2 c]."""
-        return self.conv(x)
+        return constrain(self.conv(x), "ihwc")
 
 
 class Upsample(nnx.Module):
@@ -157,7 +159,7 @@ class Upsample(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b hh ww c"]:
         """[b h w c] -> [b 2h 2w c]."""
-        return self.conv(repeat_pixels(x))
+        return constrain(self.conv(repeat_pixels(x)), "ihwc")
 
 
 def repeat_pixels(x: Float[Array, "b h w c"]) -> Float[Array, "b hh ww c"]:

@@ -19,7 +19,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--image_root", type=Path, help="where the pictures of --stories lie; their own folder if left out"
     )
-    parser.add_argument("--length", type=int, default=25, help="sequences, the given one included")
+    parser.add_argument("--length", type=int, default=25, help="sequences at most, the given one included")
+    parser.add_argument("--exact_length", action="store_true", help="the model may not end a story before --length")
     parser.add_argument("--policy", default="multimodal_sink", help="what the story remembers")
     parser.add_argument("--positions", default="slot", help="slot or absolute")
     parser.add_argument("--window", type=int, help="newest sequences that stay")

@@ -5,7 +5,7 @@
 Both read the same JPEGs (854 x 480, as StoryStream's) and make the same training sample: every picture squashed to 448
 and normalised, the last one cropped to 1024 for the de-tokenizer, the captions tokenised. The published pipe opens the
 target picture twice, goes through float tensors and tokenises on each visit; it is written out here with torch, as
-torchvision's ToTensor and Normalize do it.
+torchvision's ToTensor and Normalize do it, and read by torch's DataLoader with as many workers as ours.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -48,45 +49,62 @@ def write_stories(folder: Path, stories: int, images: int) -> Path:
     return folder / "stories.jsonl"
 
 
-class StoryPictures:
-    """Our reader: each picture decoded once, both transforms of the target from the same pixels."""
+class OurSamples(StoryRows):
+    """Training rows with pictures: each decoded once, both transforms of the target from the same pixels.
 
-    def __init__(self, source: JsonlSource):
+    Pictures stay uint8: the model's first operation makes floats of them on the device.
+    """
+
+    vit, pixels = ImageTransform("clip", 448), ImageTransform("sd", 1024)
+
+    def __init__(self, source: JsonlSource, *args, **kwargs):
+        super().__init__(source.stories, *args, **kwargs)
         self.source = source
-        self.vit, self.pixels = ImageTransform("clip", 448), ImageTransform("sd", 1024)
 
-    def __call__(self, story: int, turns) -> np.ndarray:
-        """uint8 squashed pictures; the model's first operation makes floats of them on the device."""
-        opened = [self.source.picture(story, turn) for turn in turns]
-        self.pixels.pixels(opened[-1])
-        return np.stack([self.vit.pixels(image) for image in opened])
+    def read(self, choice) -> dict:
+        """The row of one choice."""
+        row = super().read(choice)
+        opened = [self.source.picture(choice.story, turn) for turn in choice.turns]
+        row["images"] = np.stack([self.vit.pixels(image) for image in opened])
+        row["target"] = self.pixels.pixels(opened[-1])
+        return row
 
 
-def published_sample(path: Path, record: dict, tokenizer) -> None:
-    """What the published pipe does for one sample."""
-    import torch
+class PublishedSamples:
+    """What the published pipe does for a sample, as a torch dataset."""
 
-    mean, std = torch.tensor(CLIP_MEAN)[:, None, None], torch.tensor(CLIP_STD)[:, None, None]
+    def __init__(self, path: Path, records: list[dict], tokenizer):
+        import torch
 
-    def to_tensor(image: Image.Image) -> "torch.Tensor":
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div(255)
+        self.path, self.records, self.tokenizer, self.torch = path, records, tokenizer, torch
+        self.mean, self.std = torch.tensor(CLIP_MEAN)[:, None, None], torch.tensor(CLIP_STD)[:, None, None]
 
-    images = []
-    for name in record["images"]:
-        image = Image.open(path.parent / name).convert("RGB")
-        squashed = image.resize((448, 448), Image.Resampling.BILINEAR)
-        images.append(to_tensor(squashed).sub_(mean).div_(std))
-    target = Image.open(path.parent / record["images"][-1]).convert("RGB")
-    width, height = short_side_to(*target.size, 1024)
-    target = target.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = crop_offset(width, 1024), crop_offset(height, 1024)
-    to_tensor(target.crop((left, top, left + 1024, top + 1024))).sub_(0.5).div_(0.5)
-    torch.stack(images)
-    image_text = "<img>" + "".join(f"<img_{number:05d}>" for number in range(64)) + "</img>"
-    text = record["captions"][0] + image_text
-    for caption in record["captions"][1:]:
-        text += f"[INST]{caption}{image_text}"
-    tokenizer.encode(text, add_special_tokens=False)
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def _to_tensor(self, image: Image.Image):
+        return self.torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div(255)
+
+    def __getitem__(self, place: int) -> dict:
+        record, images = self.records[place], []
+        for name in record["images"]:
+            image = Image.open(self.path.parent / name).convert("RGB")
+            squashed = image.resize((448, 448), Image.Resampling.BILINEAR)
+            images.append(self._to_tensor(squashed).sub_(self.mean).div_(self.std))
+        target = Image.open(self.path.parent / record["images"][-1]).convert("RGB")
+        width, height = short_side_to(*target.size, 1024)
+        target = target.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = crop_offset(width, 1024), crop_offset(height, 1024)
+        target = target.crop((left, top, left + 1024, top + 1024))
+        image_text = "<img>" + "".join(f"<img_{number:05d}>" for number in range(64)) + "</img>"
+        text = record["captions"][0] + image_text
+        for caption in record["captions"][1:]:
+            text += f"[INST]{caption}{image_text}"
+        return {
+            "images": self.torch.stack(images),
+            "target": self._to_tensor(target).sub_(0.5).div_(0.5),
+            "ids": self.torch.tensor(self.tokenizer.encode(text, add_special_tokens=False)),
+        }
 
 
 def main() -> None:
@@ -96,58 +114,68 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10)
     parser.add_argument("--workers", type=int, default=2)
     flags = parser.parse_args()
+
+    import torch
+    from torch.utils.data import ConcatDataset, DataLoader
+    from transformers import AutoTokenizer
+
+    torch.set_num_threads(1)  # as in a loader's worker
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         path = write_stories(folder, flags.stories, flags.images)
         tokenizer = toy_tokenizer(folder / "tokenizer")
-
-        import torch
-        from transformers import AutoTokenizer
-
-        torch.set_num_threads(1)  # a loader's worker has one
-        theirs = AutoTokenizer.from_pretrained(str(folder / "tokenizer"))
         records = [json.loads(line) for line in path.read_text().splitlines()]
-        published_sample(path, records[0], theirs)
-        start, cpu = time.perf_counter(), time.process_time()
-        for record in records:
-            published_sample(path, record, theirs)
-        published, published_cpu = time.perf_counter() - start, time.process_time() - cpu
-
-        source = JsonlSource(path)
+        theirs = PublishedSamples(path, records, AutoTokenizer.from_pretrained(str(folder / "tokenizer")))
         config = SequenceConfig(max_tokens=1024, max_images=flags.images)
         plan = Plan((flags.images,) * flags.stories, batch_size=1, max_turns=flags.images, turns={"whole": 1.0})
-        rows = StoryRows(source.stories, tokenizer, plan, config, StoryPictures(source), image_key="images")
-        rows[0]
-        cpu = time.process_time()
-        for place in range(flags.stories):
-            rows[place]
-        ours_cpu = time.process_time() - cpu
-        ours = {}
-        for workers in sorted({0, flags.workers}):
-            epochs = 2  # the first warms workers and the page cache up
-            loader = batches(rows, steps=flags.stories * epochs, workers=workers)
-            for _ in range(flags.stories * (epochs - 1)):
-                next(loader)
-            start = time.perf_counter()
-            for _ in loader:
-                pass
-            ours[workers] = time.perf_counter() - start
-    rate = {"published": flags.stories / published} | {f"workers_{n}": flags.stories / s for n, s in ours.items()}
+        ours = OurSamples(JsonlSource(path), tokenizer, plan, config)
+
+        def published(workers: int, epochs: int) -> Iterator:
+            options = {"num_workers": workers, "batch_size": None}  # a sample at a time, as ours
+            return iter(DataLoader(ConcatDataset([theirs] * epochs), **options))
+
+        loaders = {
+            "published": published,
+            "ours": lambda workers, epochs: batches(ours, steps=flags.stories * epochs, workers=workers),
+        }
+        seconds = {
+            f"{name}, {workers} workers": timed(load(workers, 4), flags.stories)
+            for workers in sorted({0, flags.workers})
+            for name, load in loaders.items()
+        }
+        cpu = {name: cpu_of(samples, flags.stories) for name, samples in (("published", theirs), ("ours", ours))}
+    rate = {name: flags.stories * flags.images / spent for name, spent in seconds.items()}
     result = {
         "benchmark": "data_throughput",
         "images_per_story": flags.images,
         "cores": os.cpu_count(),
-        "stories_per_s": {key: round(value, 2) for key, value in rate.items()},
-        "images_per_s": {key: round(value * flags.images, 1) for key, value in rate.items()},
+        "images_per_s": {name: round(value, 1) for name, value in rate.items()},
         # What does not depend on who else is using the machine:
-        "cpu_ms_per_image": {
-            "published": round(1e3 * published_cpu / flags.stories / flags.images, 2),
-            "ours": round(1e3 * ours_cpu / flags.stories / flags.images, 2),
-        },
-        "speedup": round(rate[f"workers_{flags.workers}"] / rate["published"], 2),
-        "speedup_in_process": round(rate["workers_0"] / rate["published"], 2),
+        "cpu_ms_per_image": {name: round(1e3 * spent / flags.images, 2) for name, spent in cpu.items()},
+        "speedup": round(rate[f"ours, {flags.workers} workers"] / rate[f"published, {flags.workers} workers"], 2),
+        "speedup_over_one_process": round(rate[f"ours, {flags.workers} workers"] / rate["published, 0 workers"], 2),
+        "speedup_a_core": round(cpu["published"] / cpu["ours"], 2),
     }
     print(json.dumps(result))
+
+
+def timed(loader: Iterator, samples: int) -> float:
+    """Seconds of `samples` samples: the mean of twice as many from the middle, so that buffers are full at both ends."""
+    for _ in range(samples):
+        next(loader)
+    start = time.perf_counter()
+    for _ in range(2 * samples):
+        next(loader)
+    return (time.perf_counter() - start) / 2
+
+
+def cpu_of(samples, count: int) -> float:
+    """Seconds of one core that a sample takes."""
+    samples[0]
+    start = time.process_time()
+    for place in range(count):
+        samples[place]
+    return (time.process_time() - start) / count
 
 
 if __name__ == "__main__":

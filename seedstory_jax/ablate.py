@@ -7,10 +7,8 @@
 Run again with the same --out it goes on where it stopped; with more stories, lengths or sweeps it tells what is new.
 """
 
-import argparse
 import dataclasses
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -23,6 +21,7 @@ from seedstory_jax.evaluation.bootstrap import Interval
 from seedstory_jax.evaluation.clip_score import ClipScore
 from seedstory_jax.evaluation.measure import Measurement, Tools, measure
 from seedstory_jax.generation.policies import POLICIES
+from seedstory_jax.generation.sample import Request
 from seedstory_jax.report.contact_sheet import write_contact_sheet
 from seedstory_jax.report.figures_page import section_of, write_figures
 from seedstory_jax.report.storybook import write_storybook
@@ -56,23 +55,44 @@ def main(arguments: Sequence[str]) -> int:
     runs = plan_runs([name for name in flags.policies.split(",") if name], flags.sweep, lengths)
     clip = ClipScore(flags.clip) if flags.clip else None
     system = load(flags.workdir, load_config(flags.config, overrides) if flags.config else None)
-    page = run_ablation(system, runs, flags, clip)
+    dataset = open_dataset(system, flags.stories, flags.image_root)
+    requests = beginnings(system, dataset, flags.num_stories)
+    drawing = {"seed": flags.seed, "steps": flags.steps, "guidance": flags.guidance}
+    tell_ablation(
+        system, runs, requests, flags.out, drawn=flags.drawn, timed=not flags.untimed, batch=flags.batch, **drawing
+    )
+    tools = Tools(encode=None if flags.drawn == 0 else system.encode, clip=clip, inception=flags.inception)
+    reference = true_stories(dataset, flags.num_stories)
+    page, _ = write_ablation(flags.out, runs, [request.name for request in requests], tools, reference)
     print(f"{len(runs)} runs; open {page}")
     return 0
 
 
-def run_ablation(system: StorySystem, runs: Sequence[Run], flags: argparse.Namespace, clip=None) -> Path:
-    """Tells what is missing, measures all, writes the page; returns its path."""
-    dataset = open_dataset(system, flags.stories, flags.image_root)
-    requests = beginnings(system, dataset, flags.num_stories)
-    draw = None if flags.drawn == 0 else partial(_draw, system, flags)
+def tell_ablation(
+    system: StorySystem,
+    runs: Sequence[Run],
+    requests: Sequence[Request],
+    out: Path,
+    *,
+    drawn: int | None = None,
+    timed: bool = True,
+    batch: int = 20,
+    seed: int = 0,
+    steps: int | None = None,
+    guidance: float | int | None = None,
+) -> None:
+    """Tells, draws and times into `out` what is missing there; every story gets its storybook.
+
+    `steps` and `guidance` are the drawing's, None the config's; the rest is as in `tell_runs`.
+    """
+    drawing = {"seed": seed, "steps": steps, "guidance": guidance}
     setup = Setup(
         model=system.story_model,
         tokenizer=system.tokenizer,
-        telling=system.telling(seed=flags.seed, allow_end=False),
+        telling=system.telling(seed=seed, allow_end=False),
         window=system.config.sample.window,
-        draw=draw,
-        identity=identity_of(system, flags),
+        draw=None if drawn == 0 else lambda *frames: system.renderer.draw(*frames, **drawing),
+        identity=identity_of(system, drawing),
     )
     with tqdm(total=len(runs), unit="run") as bar:
 
@@ -80,22 +100,10 @@ def run_ablation(system: StorySystem, runs: Sequence[Run], flags: argparse.Names
             bar.n = runs.index(run)
             bar.set_description(f"{run.name}: {what}")
 
-        tell_runs(
-            setup,
-            runs,
-            requests,
-            flags.out,
-            drawn=flags.drawn,
-            timed=not flags.untimed,
-            batch=flags.batch,
-            after=write_storybook,
-            progress=progress,
-        )
+        options = {"drawn": drawn, "timed": timed, "batch": batch}
+        tell_runs(setup, runs, requests, out, after=write_storybook, progress=progress, **options)
         bar.n = len(runs)
         bar.set_description("told")
-    tools = Tools(encode=None if flags.drawn == 0 else system.encode, clip=clip, inception=flags.inception)
-    reference = true_stories(dataset, flags.num_stories)
-    return write_ablation(flags.out, runs, [request.name for request in requests], tools, reference)[0]
 
 
 def write_ablation(
@@ -107,7 +115,7 @@ def write_ablation(
     *,
     notes: Sequence[str] = (),
 ) -> tuple[Path, dict[int, Measurement]]:
-    """Measures runs told into `out` (see `tell_runs`), writes tables, sheets and page: (its path, measures by length).
+    """Measures runs told into `out`, writes tables, sheets and page: (its path, measures by length).
 
     The measures' records name a run's policy with its settings; `policy_table` makes other tables of them.
     """
@@ -134,16 +142,14 @@ NOTES = (
 )
 
 
-def identity_of(system: StorySystem, flags: argparse.Namespace) -> Mapping:
-    """What stories depend on besides policy and beginnings."""
+def identity_of(system: StorySystem, drawing: Mapping) -> Mapping:
+    """What stories depend on besides policy and beginnings; `drawing`: seed, steps and guidance."""
     steps = {stage: latest_step(system.workdir / stage) for stage in ("tokenizer", "detokenizer", "story", "adapt")}
     return {
         "checkpoint": {stage: step for stage, step in steps.items() if step is not None},
         "model": to_dict(system.config.model),
         "sample": to_dict(system.config.sample),
-        "seed": flags.seed,
-        "steps": flags.steps,
-        "guidance": flags.guidance,
+        **drawing,
     }
 
 
@@ -151,10 +157,6 @@ def _without_empty(figures: Mapping[str, Mapping[str, Interval]]) -> dict[str, d
     """Without columns in which no system has a number (peak memory on a CPU)."""
     filled = {name for own in figures.values() for name, interval in own.items() if interval.mean is not None}
     return {system: {name: own[name] for name in own if name in filled} for system, own in figures.items()}
-
-
-def _draw(system: StorySystem, flags: argparse.Namespace, features, stories, frames):
-    return system.renderer.draw(features, stories, frames, seed=flags.seed, steps=flags.steps, guidance=flags.guidance)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,8 @@ def run_sampling(flags: argparse.Namespace, overrides: Mapping[str, str]) -> int
     )
     story = sample(teller, request, flags.out, draw=draw, mode=flags.mode)
     write_storybook(flags.out, story)
-    print(f"{len(story['frames'])} sequences written to {flags.out / 'index.html'}")
+    early = "; the model ended the story there (--exact_length goes on)" if story["ending"] == "end" else ""
+    print(f"{len(story['frames'])} sequences written to {flags.out / 'index.html'}{early}")
     return 0
 
 
@@ -75,6 +76,8 @@ def check_flags(flags: argparse.Namespace) -> None:
         raise UserError(f"--steps={flags.steps}: at least 1 denoising step")
     if flags.batch < 1:
         raise UserError(f"--batch={flags.batch}: tell at least 1 story at a time")
+    if flags.exact_length and flags.at_limit == "stop":
+        raise UserError("--at_limit=stop may end a story early, --exact_length may not: leave one out")
     if flags.stories is None:
         if not flags.image or flags.text is None:
             raise UserError(
@@ -108,7 +111,8 @@ def make_teller(system: StorySystem, flags: argparse.Namespace) -> StoryTeller:
     if flags.image_sink_cap is not None:
         settings["image_sink_cap"] = flags.image_sink_cap
     changes = {name: getattr(flags, name) for name in ("temperature", "top_p") if getattr(flags, name) is not None}
-    telling = system.telling(length=flags.length, at_limit=flags.at_limit, seed=flags.seed, **changes)
+    changes |= {"at_limit": flags.at_limit, "allow_end": not flags.exact_length, "seed": flags.seed}
+    telling = system.telling(length=flags.length, **changes)
     teller = system.teller(flags.policy, telling, **settings)
     check_memory(teller, 1 if flags.stories is None else flags.batch)
     return teller

@@ -42,7 +42,7 @@ def flags(trained_workdir, picture, tmp_path):
 
 
 def run(flags) -> int:
-    return command("sample")([f"{name}={value}" for name, value in flags.items() if value is not None])
+    return command("sample")([name if value is True else f"{name}={value}" for name, value in flags.items()])
 
 
 def test_a_story_from_ones_own_picture(flags):
@@ -55,6 +55,19 @@ def test_a_story_from_ones_own_picture(flags):
             assert drawn.size == (16, 16)
     assert {"compile_s", "llm_s", "render_s"} <= story["timing"].keys()
     assert "<html" in (flags["--out"] / "index.html").read_text()
+
+
+def test_only_exact_length_keeps_the_model_from_ending_a_story(flags, monkeypatch, capsys):
+    told = []
+
+    def ends_at_once(teller, request, out, **options):
+        told.append(teller.config.allow_end)
+        return {"frames": [{"text": request.text, "image": None}], "ending": "end"}
+
+    monkeypatch.setattr("seedstory_jax.sampling.sample", ends_at_once)
+    assert run(flags) == 0 and "(--exact_length goes on)" in capsys.readouterr().out
+    assert run({**flags, "--exact_length": True}) == 0
+    assert told == [True, False]
 
 
 def test_given_captions_are_drawn(flags, tmp_path):
@@ -113,6 +126,7 @@ def _huge(folder):
         ({"--config.sample.stepz": 3}, "did you mean 'steps'"),
         ({"--config": "configs/nowhere.py"}, "not found"),
         ({"--steps": 0}, "at least 1"),
+        ({"--exact_length": True, "--at_limit": "stop"}, "leave one out"),
     ],
 )
 def test_mistakes_end_in_one_line(flags, tmp_path, changes, message):

@@ -68,8 +68,12 @@ class ImageTransform:
         if not keep_ratio:
             return np.asarray(image.resize((self.size, self.size), resample))
         width, height = short_side_to(image.width, image.height, self.size)
-        image = image.resize((width, height), resample) if (width, height) != image.size else image
         left, top = crop_offset(width, self.size), crop_offset(height, self.size)
+        if width > self.size and height != image.height:
+            # Pillow resizes columns first, then rows: the same in two calls, and the rows only of what is kept.
+            image = image.resize((width, image.height), resample).crop((left, 0, left + self.size, image.height))
+            return np.asarray(image.resize((self.size, height), resample))
+        image = image.resize((width, height), resample) if (width, height) != image.size else image
         return np.asarray(image.crop((left, top, left + self.size, top + self.size)))
 
     def normalise(self, pixels: np.ndarray) -> np.ndarray:
@@ -148,7 +152,8 @@ def _decode(data: bytes, name: object, max_pixels: int) -> Image.Image:
             raise UserError(
                 f"{name} has {image.width} x {image.height} pixels, more than {max_pixels:,}: make it smaller"
             )
-        return image.convert("RGB")
+        image.load()
+        return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def shape_fault(width: int, height: int) -> str | None:

@@ -7,12 +7,13 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from seedstory_jax.evaluation.bootstrap import Interval
 from seedstory_jax.evaluation.policy_table import PolicyTable, title_of
 from seedstory_jax.report.loss_curves import loss_plots, read_metrics
 from seedstory_jax.report.page import escape, href, picture, render_page, theme_button, write_text
 from seedstory_jax.report.plots import Line, line_plot
 from seedstory_jax.report.storybook import POLICY_WORDS
-from seedstory_jax.report.tables import policy_table_html
+from seedstory_jax.report.tables import figures_html, policy_table_html
 
 STAGE_WORDS = {
     "tokenizer": "Pictures to features and pixels to latents: the ViT and the VAE. Only the toy needs this stage.",
@@ -29,6 +30,7 @@ def write_demo_page(
     stories: Mapping[str, Path],
     hero: str = "",
     table: PolicyTable | None = None,
+    costs: Mapping[str, Mapping[str, Interval]] | None = None,
     facts: Mapping[str, object] | None = None,
     links: Mapping[str, Path] | None = None,
     title: str = "A miniature SEED-Story",
@@ -41,6 +43,7 @@ def write_demo_page(
         stories: by policy, a folder with story.json, index.html and the frames.
         hero: the policy whose story opens the page; the first one by default.
         table: the policies' table, with its curves by frame.
+        costs: by policy, what a story costs and how far its pictures are from true ones.
         facts: what to say about the run, by name (minutes, machine, held-out beginnings ...).
         links: further pages by name (the ablation page).
         title: the page's headline.
@@ -54,15 +57,14 @@ def write_demo_page(
         "reads both again and goes on. Everything here was trained from nothing on this machine.</p>"
     )
     further = "".join(f'<a href="{_link(out, path)}">{escape(name)}</a>' for name, path in (links or {}).items())
-    parts.append(
-        f'<p class="links">{further}</p></header><main class="sheet">' if further else '</header><main class="sheet">'
-    )
+    further = f'<p class="links">{further}</p>' if further else ""
+    parts.append(f'{further}</header><main class="sheet">')
     if hero in told:
         parts.append(_hero(out, *told[hero]))
     if told:
         parts.append(_policies(out, told))
     if table is not None:
-        parts.append(_figures(table))
+        parts.append(_figures(table, costs or {}, further))
     parts.append(_training(out, Path(workdir)))
     if facts:
         rows = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
@@ -150,13 +152,16 @@ def _policies(out: Path, told: Mapping[str, tuple[Path, Mapping]]) -> str:
     )
 
 
-def _figures(table: PolicyTable) -> str:
+def _figures(table: PolicyTable, costs: Mapping[str, Mapping[str, Interval]], further: str) -> str:
     stories = sorted(set(table.stories.values()))
     count = str(stories[0]) if len(stories) == 1 else f"{stories[0]} to {stories[-1]}" if stories else "no"
+    names = list(dict.fromkeys(name for own in costs.values() for name in own))
+    rows = {policy: [own.get(name) for name in names] for policy, own in costs.items()}
+    spent = figures_html([title_of(name) for name in names], rows) if costs else ""
     return (
         f"<section><h2>The policies in figures</h2><p class='lead'>Share of frames judged right, over {count} held-out "
         "beginnings, by how far the story has come. Small figures: 95 % of bootstrap resamples over stories.</p>"
-        f"{policy_table_html(table)}<h3>Frame by frame</h3>{curve_plots(table)}</section>"
+        f"{spent}{policy_table_html(table)}<h3>Frame by frame</h3>{curve_plots(table)}{further}</section>"
     )
 
 

@@ -78,20 +78,38 @@ def write_figures(out: Path, name: str, title: str, sections: Sequence[Section],
     return write_text(out / "index.html", render_page(title, "\n".join(parts), styles=("sheet.css",)))
 
 
-def _columns(section: Section) -> list[str]:
-    return list(dict.fromkeys(name for own in section.figures.values() for name in own))
+TABLE_2 = ("frechet_vit", "fid", "clip_score", "seconds", "llm_calls", "kv_slots", "buffer_mb", "peak_mb")
+
+
+def _summary(section: Section) -> tuple[list[str], dict[str, list]]:
+    """The paper's Table 2 and what else counts whole stories: columns, and a row a system."""
+    every = section.table.ranges[-1] if section.table.ranges else ""
+    rows = {}
+    for system, own in section.figures.items():
+        clip = section.table.cells.get(system, {}).get(every, {}).get("clip_score")
+        rows[system] = {**own, **({"clip_score": clip} if clip else {})}
+    found = dict.fromkeys(name for own in rows.values() for name in own)
+    names = [*(name for name in TABLE_2 if name in found), *(name for name in found if name not in TABLE_2)]
+    return [title_of(name) for name in names], {system: [own.get(n) for n in names] for system, own in rows.items()}
+
+
+def _quality(section: Section) -> tuple[list[str], dict[str, list]]:
+    """Every measure over all frames but the prompt: a column a system, a row a measure."""
+    table = section.table
+    every = table.ranges[-1]
+    rows = {title_of(m): [table.cells[system][every][m] for system in table.cells] for m in table.metrics}
+    return list(table.cells), rows
 
 
 def _section_html(out: Path, section: Section) -> str:
-    columns = _columns(section)
-    rows = {system: [own.get(name) for name in columns] for system, own in section.figures.items()}
     counts = sorted(set(section.table.stories.values()))
     count = "" if not counts else f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     return (
         f"<section><h2>{escape(section.title)}</h2>"
-        f"{figures_html([title_of(name) for name in columns], rows)}"
-        f"{_pictures(out, section)}<h3>Quality by frame</h3><p class='soft'>{count} stories a row; small figures: 95 % "
-        "% of resamples over stories. Curves: means of three frames with their band.</p>"
+        f"{figures_html(*_summary(section))}<h3>Quality of all frames but the prompt</h3>"
+        f"<p class='soft'>{count} stories a system; in brackets 95 % of resamples over stories.</p>"
+        f"{figures_html(*_quality(section))}{_pictures(out, section)}<h3>Quality by frame</h3>"
+        "<p class='soft'>Means of three frames, with the band of 95 % of resamples over stories.</p>"
         f"{curve_plots(section.table)}<details><summary>The same as tables</summary>"
         f"{policy_table_html(section.table)}</details></section>"
     )
@@ -125,14 +143,19 @@ def _pictures(out: Path, section: Section) -> str:
 def _markdown(title: str, sections: Sequence[Section], notes: Sequence[str]) -> str:
     lines = [f"# {title}", "", *(f"{note}\n" for note in notes)]
     for section in sections:
-        columns = _columns(section)
-        lines += [f"## {section.title}", "", "| | " + " | ".join(map(title_of, columns)) + " |"]
-        lines.append("|---|" + "---|" * len(columns))
-        for system, own in section.figures.items():
-            cells = " | ".join(words(own.get(name)) for name in columns)
-            lines.append(f"| `{system.replace('|', chr(92) + '|')}` | {cells} |")
-        lines += ["", to_markdown(section.table)]
+        (columns, rows), (systems, measures) = _summary(section), _quality(section)
+        rows = {f"`{system}`": row for system, row in rows.items()}
+        lines += [f"## {section.title}", "", *_markdown_table(columns, rows), ""]
+        lines += [*_markdown_table([f"`{system}`" for system in systems], measures), "", to_markdown(section.table)]
     return "\n".join(lines)
+
+
+def _markdown_table(columns: Sequence[str], rows: Mapping[str, Sequence]) -> list[str]:
+    def cell(text: str) -> str:
+        return text.replace("|", chr(92) + "|")
+
+    lines = ["| | " + " | ".join(map(cell, columns)) + " |", "|---|" + "---|" * len(columns)]
+    return lines + [f"| {cell(name)} | {' | '.join(map(words, cells))} |" for name, cells in rows.items()]
 
 
 def _csv(sections: Sequence[Section]) -> str:

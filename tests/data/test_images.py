@@ -5,11 +5,13 @@ from PIL import Image
 from seedstory_jax.data.images import (
     CLIP_MEAN,
     CLIP_STD,
+    RESAMPLING,
     ImageTransform,
     crop_offset,
     open_image,
     read_images,
     shape_fault,
+    short_side_to,
     time_ids,
 )
 from seedstory_jax.data.toy_world import draw
@@ -29,6 +31,17 @@ def test_sd_keeps_the_ratio_and_crops_the_middle():
     pixels[:, 30:90] = 255  # the middle square is white
     array = ImageTransform("sd", 60)(Image.fromarray(pixels))
     assert array.shape == (60, 60, 3) and (array == 1).all()
+
+
+@pytest.mark.parametrize("side", [(85, 48), (480, 300), (48, 85), (200, 64), (64, 200), (64, 64), (130, 97)])
+@pytest.mark.parametrize("resample", ["bicubic", "bilinear", "box"])
+def test_resizing_what_is_kept_is_resizing_all_and_cropping(side, resample):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (side[1], side[0], 3), np.uint8))
+    width, height = short_side_to(*side, 64)
+    left, top = crop_offset(width, 64), crop_offset(height, 64)
+    whole = np.asarray(image.resize((width, height), RESAMPLING[resample]))
+    pixels = ImageTransform("sd", 64, resample=resample).pixels(image)
+    assert (pixels == whole[top : top + 64, left : left + 64]).all()
 
 
 def test_the_adapt_stage_crops_for_the_vit_too():

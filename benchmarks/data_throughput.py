@@ -160,7 +160,7 @@ def main() -> None:
 
 
 def timed(loader: Iterator, samples: int) -> float:
-    """Seconds of `samples` samples: the mean of twice as many from the middle, so that buffers are full at both ends."""
+    """Seconds of `samples` samples, as a mean over twice as many from the middle: buffers are full at both ends."""
     for _ in range(samples):
         next(loader)
     start = time.perf_counter()

@@ -19,7 +19,7 @@ from seedstory_jax.evaluation.beginnings import beginnings, true_stories
 from seedstory_jax.evaluation.measure import Tools
 from seedstory_jax.evaluation.policy_table import policy_table, to_markdown
 from seedstory_jax.generation.policies import POLICIES
-from seedstory_jax.report.demo import write_demo_page
+from seedstory_jax.report.demo import curve_plot, write_demo_page
 from seedstory_jax.report.figures_page import thirds
 from seedstory_jax.report.page import write_text
 from seedstory_jax.system import load
@@ -72,8 +72,9 @@ def run_demo(
     drawn: int | None = None,
     timed: bool = True,
 ) -> Path:
-    """Trains, ablates every policy into `out/ablation`, writes `out/index.html` and `out/policies.md`; the page's path.
+    """Trains, ablates every policy into `out/ablation` and writes `out/index.html`; returns that page's path.
 
+    Beside the page, `policies.md` and `policies.svg`: its table, and the first measure's curve, for a document.
     `stories`, `length`, `drawn` and `timed` are the ablation's. Raises Interrupted after SIGTERM.
     """
     clock = Clock(out / "seconds.json")
@@ -91,6 +92,7 @@ def run_demo(
         figures, measured = write_ablation(ablation, runs, names, tools, reference)
     table = policy_table(measured[length].records, metrics=METRICS, ranges=thirds(length))
     write_text(out / "policies.md", to_markdown(table))
+    write_text(out / "policies.svg", curve_plot(table, METRICS[0]))
     told = {run.variant.name: ablation / "stories" / run.name / names[0] for run in runs}
     return write_demo_page(
         out,

@@ -140,7 +140,7 @@ def human_study(arguments: Sequence[str]) -> int:
     parser.add_argument("inputs", nargs="+", help="NAME=FOLDER, two or more; with --key: exported answers")
     parser.add_argument("--key", type=Path, help="key.json of a study: read its answers back")
     parser.add_argument("--pairs", type=int, default=20, help="how many pairs people see; 0: all there are")
-    parser.add_argument("--frames", type=int, default=10, help="frames shown of a story")
+    parser.add_argument("--frames", type=int, default=10, help="frames shown of a story, evenly spread")
     parser.add_argument("--questions", type=Path, help="JSON object of other questions, by name")
     parser.add_argument("--name", default="stories", help="the study's name, kept in every answer")
     parser.add_argument("--seed", type=int, default=0)

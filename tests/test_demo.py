@@ -25,6 +25,7 @@ def test_a_demo_ends_with_the_ablation(page):
     assert list(section["figures"]) == policies and section["quality"]["stories"] == dict.fromkeys(policies, 2)
     assert {"well_formed", "scene", "style_consistency"} <= set(section["quality"]["metrics"])
     assert (out / "policies.md").read_text().count("captions well formed") == 5
+    assert (out / "policies.svg").read_text().startswith("<svg") and not list(out.rglob("*.partial"))
     assert set(json.loads((out / "seconds.json").read_text())) == {"training", "telling and drawing", "measuring"}
 
 

@@ -16,7 +16,8 @@ from seedstory_jax.report.storybook import POLICY_WORDS
 from seedstory_jax.report.tables import figures_html, policy_table_html
 
 STAGE_WORDS = {
-    "tokenizer": "Pictures to features and pixels to latents: the ViT and the VAE. Only the toy needs this stage.",
+    "tokenizer_vae": "Pixels to latents and back. Only the toy needs this stage: nothing pretrained comes with it.",
+    "tokenizer_vit": "Pictures to features, of which latents and words can be told. Only for the toy, too.",
     "detokenizer": "Features of true pictures back to pixels: the UNet learns to draw what the ViT saw.",
     "story": "The story itself: the next word, and the features of the next picture.",
     "adapt": "The UNet once more, now on features as the story model predicts them.",
@@ -86,21 +87,21 @@ def thumbnails(out: Path, folder: Path, story: Mapping, *, limit: int | None = N
 
 def curve_plots(table: PolicyTable, metrics: Sequence[str] | None = None) -> str:
     """Every metric over the frames, a line with its band a policy."""
-    plots = []
-    for metric in table.metrics if metrics is None else metrics:
-        lines = []
-        for policy, by_metric in table.curves.items():
-            line = by_metric[metric]
-            x = [float(frame) for frame in line]
-            y, low, high = ([getattr(cell, side) for cell in line.values()] for side in ("mean", "low", "high"))
-            if any(value is not None for value in y):
-                lines.append(Line(policy, x, y, low, high))
-        if lines:
-            top = max(v for line in lines for v in line.y if v is not None)
-            low = min(v for line in lines for v in line.y if v is not None)
-            span = (0.0, 1.0) if low >= 0 and top <= 1 else None
-            plots.append(f"<figure>{line_plot(lines, title=title_of(metric), x_label='frame', y_range=span)}</figure>")
-    return f'<div class="plots">{"".join(plots)}</div>'
+    plots = [curve_plot(table, metric) for metric in (table.metrics if metrics is None else metrics)]
+    return f'<div class="plots">{"".join(f"<figure>{plot}</figure>" for plot in plots if plot)}</div>'
+
+
+def curve_plot(table: PolicyTable, metric: str) -> str:
+    """One metric over the frames as SVG; "" where nothing was measured."""
+    lines = []
+    for policy, by_metric in table.curves.items():
+        line = by_metric[metric]
+        y, low, high = ([getattr(cell, side) for cell in line.values()] for side in ("mean", "low", "high"))
+        if any(value is not None for value in y):
+            lines.append(Line(policy, [float(frame) for frame in line], y, low, high))
+    known = [value for line in lines for value in line.y if value is not None]
+    span = (0.0, 1.0) if known and min(known) >= 0 and max(known) <= 1 else None
+    return line_plot(lines, title=title_of(metric), x_label="frame", y_range=span) if lines else ""
 
 
 def _read_story(folder: Path) -> dict:

@@ -107,7 +107,7 @@ def _section_html(out: Path, section: Section) -> str:
     return (
         f"<section><h2>{escape(section.title)}</h2>"
         f"{figures_html(*_summary(section))}<h3>Quality of all frames but the prompt</h3>"
-        f"<p class='soft'>{count} stories a system; in brackets 95 % of resamples over stories.</p>"
+        f"<p class='soft'>{count} stories a system; small figures: 95 % of resamples over stories.</p>"
         f"{figures_html(*_quality(section))}{_pictures(out, section)}<h3>Quality by frame</h3>"
         "<p class='soft'>Means of three frames, with the band of 95 % of resamples over stories.</p>"
         f"{curve_plots(section.table)}<details><summary>The same as tables</summary>"

@@ -15,11 +15,13 @@ def write_judge_page(
 ) -> Path:
     """Write the page; returns its path."""
     pies, rows = [], {}
+    several = len({duel.systems for duel in duels}) > 1
     for duel in duels:
         first, second = duel.systems
         counts = {first: duel.wins[0], "tie": duel.ties, second: duel.wins[1]}
         if sum(counts.values()):
-            pies.append(f"<figure>{pie(counts, title=duel.aspect)}</figure>")
+            title = f"{first} against {second}: {duel.aspect}" if several else duel.aspect
+            pies.append(f"<figure>{pie(counts, title=title)}</figure>")
         row = [*counts.values(), duel.rates[0], duel.rates[1], duel.first_chosen, duel.disagreed, duel.unread]
         rows[f"{first} against {second}: {duel.aspect}"] = row
     columns = ["first wins", "ties", "second wins", "first's rate", "second's rate", "place one chosen",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from seedstory_jax.evaluation.stories import StoryFolder
 from seedstory_jax.evaluation.study import CHOICES, QUESTIONS, Pair
+from seedstory_jax.report.contact_sheet import spread
 from seedstory_jax.report.page import PIXEL_ART_LIMIT, escape, png_size, render_page, theme_button, write_text
 
 
@@ -21,7 +22,10 @@ def write_study_page(
     questions: Mapping[str, str] = QUESTIONS,
     frames: int = 10,
 ) -> Path:
-    """Write the page; each story shows its first `frames` frames. `study` names the export and keeps answers apart."""
+    """Write the page; a story shows `frames` frames, from its first to its last evenly spread.
+
+    `study` names the export and keeps answers apart.
+    """
     stories = {(system, story.name): story for system, own in systems.items() for story in own}
     sheets = []
     for place, pair in enumerate(pairs):
@@ -62,8 +66,9 @@ def _question(number: int, name: str, words: str) -> str:
 
 def _story(story: StoryFolder, frames: int) -> str:
     items = []
-    for text, image in list(zip(story.texts, story.images, strict=True))[:frames]:
-        items.append(f"<figure>{_inside(image) if image else ''}<figcaption>{escape(text)}</figcaption></figure>")
+    for frame in spread(len(story), frames):
+        picture, text = _inside(story.images[frame]) if story.images[frame] else "", escape(story.texts[frame])
+        items.append(f"<figure>{picture}<figcaption>{text}</figcaption></figure>")
     return "".join(items)
 
 

@@ -29,13 +29,20 @@ def figures_html(columns: Sequence[str], rows: Mapping[str, Sequence], *, corner
     """A plain table: a row a name; cells are Intervals, numbers, text or None."""
     head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
     body = "".join(
-        f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{escape(words(cell))}</td>" for cell in cells)}</tr>'
-        for name, cells in rows.items()
+        f'<tr><th scope="row">{escape(name)}</th>{"".join(map(_cell, cells))}</tr>' for name, cells in rows.items()
     )
     return (
         f'<div class="wide"><table class="figures"><thead><tr><th scope="col">{escape(corner)}</th>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
+
+
+def _cell(cell: object) -> str:
+    """An interval's bounds stand small below its mean, so that a table of many columns fits a page."""
+    if isinstance(cell, Interval) and cell.mean is not None and cell.low is not None:
+        low, high = words(float(cell.low)), words(float(cell.high))
+        return f"<td>{words(float(cell.mean))}<small>{low} to {high}</small></td>"
+    return f"<td>{escape(words(cell))}</td>"
 
 
 def words(cell: object) -> str:

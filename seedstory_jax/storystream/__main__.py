@@ -5,15 +5,17 @@ stats DIR                                  images, resolution, story and text le
 chunk FILE --out=FILE                      cut stories into pieces of 10
 split FILE --out=DIR                       train and validation stories, by story
 pack DIR --out=DIR                         pictures into ArrayRecord shards
+tokenizer FILE --out=DIR                   a tokenizer of a dataset's own words, for small models
 build VIDEO ... --out=DIR                  a dataset from videos or folders of frames
 features FILE --workdir=DIR --out=DIR      a trained model's image features of every picture
 """
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from seedstory_jax import cli
-from seedstory_jax.data.storystream import StoryDataset
+from seedstory_jax.data.storystream import StoryDataset, jsonl_files
 from seedstory_jax.errors import UserError
 
 PROG = "python -m seedstory_jax.storystream"
@@ -101,20 +103,30 @@ def _split(arguments: Sequence[str]) -> int:
 
 
 def _pack(arguments: Sequence[str]) -> int:
-    """Copy pictures into ArrayRecord shards, with a stories.jsonl that names them."""
+    """Copy pictures into ArrayRecord shards, with the JSONL files, under their names, that name them."""
+    from itertools import islice
+
     from seedstory_jax.data.sources import pack_images
     from seedstory_jax.storystream.lines import write_jsonl
 
     parser = cli.Parser(prog=f"{PROG} pack", description=_pack.__doc__)
     parser.add_argument("source", type=Path, metavar="DIR", help="folder with *.jsonl, or one file")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the shards and stories.jsonl")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the shards and the JSONL files, a new one")
     parser.add_argument("--image_root", type=Path, help="what image paths are relative to (default: DIR)")
     parser.add_argument("--images_per_shard", type=int, default=8192)
     flags, _ = parser.parse_strictly(arguments)
+    if flags.out.exists():
+        raise UserError(f"--out={flags.out} exists: name a new folder")
     dataset = StoryDataset(flags.source, flags.image_root)
-    flags.out.mkdir(parents=True, exist_ok=True)
-    records = pack_images(dataset, flags.out, images_per_shard=flags.images_per_shard)
-    print(f"{write_jsonl(flags.out / 'stories.jsonl', records):,} stories in {flags.out}")
+    counts = {file.name: len(StoryDataset(file, dataset.image_root)) for file in jsonl_files(flags.source)}
+    beside = flags.out.with_name(f"{flags.out.name}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    records = pack_images(dataset, beside, images_per_shard=flags.images_per_shard)
+    for name, count in counts.items():
+        print(f"{write_jsonl(beside / name, islice(records, count)):,} stories in {flags.out / name}")
+    next(records, None)  # closes the last shard
+    beside.replace(flags.out)
     return 0
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -159,10 +160,34 @@ def load_parameters(
 
 
 def _load_base(model: ModelConfig, part: str, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Parameters:
-    """The converted weights of one part that `shapes` asks for and the base has."""
+    """What `shapes` asks for of one part and the base, a converted model or the workdir of another run, has."""
     from seedstory_jax.convert.store import restore_module
 
-    return with_prefix(part, restore_module(Path(model.base) / part, under_prefix(part, shapes)))
+    base, wanted = Path(model.base), under_prefix(part, shapes)
+    is_run = (base / "config.json").is_file()
+    return with_prefix(part, _restore_run(base, part, wanted) if is_run else restore_module(base / part, wanted))
+
+
+def _restore_run(base: Path, part: str, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Parameters:
+    """What another run's stages trained of a part, each array read once and laid out as its shape says."""
+    from seedstory_jax.convert.trained import open_workdir
+
+    reader = open_workdir(base).modules.get(part)
+    if reader is None:
+        raise UserError(f"model.base={base} is a run without a trained {part}: train it there first")
+    held, found = set(reader.names), {}
+    for name, shape in shapes.items():
+        if name not in held:
+            continue
+        if reader.shape(name) != tuple(shape.shape):
+            raise UserError(
+                f"model.base={base}: {part}.{name} has shape {list(reader.shape(name))}, the config says "
+                f"{list(shape.shape)}; sizes must be those of the base"
+            )
+        value = np.asarray(reader.read(name)).astype(shape.dtype)
+        sharding = shape.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        found[name] = jax.make_array_from_callback(shape.shape, sharding, value.__getitem__)
+    return found
 
 
 def frozen_and_trained(

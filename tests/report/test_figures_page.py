@@ -98,7 +98,10 @@ def test_judge_page(tmp_path):
     rate = Interval(0.5, 0.2, 0.8, 4)
     duels = [Duel(("ours", "theirs"), "style", (2, 1), 1, (rate, rate), rate, rate, 0)]
     text = write_judge_page(tmp_path / "j.html", duels, {"ours": {"style": rate}}, unread=3).read_text()
-    assert "50.0 %" in text and "3 answers are missing" in text and "0.5 [0.2, 0.8]" in text
+    assert "50.0 %" in text and "3 answers are missing" in text and "0.5<small>0.2 to 0.8</small>" in text
+    duels.append(Duel(("ours", "others"), "style", (2, 1), 1, (rate, rate), rate, rate, 0))
+    text = write_judge_page(tmp_path / "j.html", duels, {}, 0).read_text()
+    assert "ours against theirs: style</" in text and "ours against others: style</" in text  # each pie names its pair
     assert "<h1>" in write_judge_page(tmp_path / "k.html", [], {}, 0).read_text()
 
 

@@ -35,6 +35,13 @@ def test_the_page_is_blind_and_whole(study):
     assert text.count('type="radio"') == 3 * len(QUESTIONS) * 3 and all(words in text for words in QUESTIONS.values())
 
 
+def test_a_long_story_is_shown_from_its_first_frame_to_its_last(tmp_path):
+    systems = {name: [StoryFolder("s", tuple(f"frame {n}." for n in range(30)), (None,) * 30)] for name in "ab"}
+    page = write_study_page(tmp_path / "page.html", make_pairs(systems), systems, study="long", frames=4)
+    shown = [n for n in range(30) if f"frame {n}." in page.read_text()]
+    assert shown == [0, 10, 19, 29]
+
+
 @pytest.mark.skipif(chromium.find() is None, reason="needs Chromium")
 def test_somebody_takes_part_in_a_browser(study, tmp_path):
     page, pairs = study

@@ -135,10 +135,15 @@ def test_pack(tmp_path):
         (tmp_path / str(number)).mkdir()
         for turn in range(length):
             Image.new("RGB", (130, 130), (number, turn, 0)).save(tmp_path / f"{number}/{turn}.png")
-    assert main(["pack", str(source), f"--out={tmp_path / 'packed'}", "--images_per_shard=2"]) == 0
-    packed = StoryDataset(tmp_path / "packed")
+    (tmp_path / "val.jsonl").write_text(source.read_text().splitlines()[1])  # shares its pictures
+    flags = ["pack", str(tmp_path), f"--out={tmp_path / 'packed'}", "--images_per_shard=2"]
+    assert main(flags) == 0
+    packed = StoryDataset(tmp_path / "packed" / "a.jsonl")
     assert packed[1].images[1] == "images-00001.array_record#1"
+    assert StoryDataset(tmp_path / "packed" / "val.jsonl").stories == packed.stories[1:]
     assert len(list((tmp_path / "packed").glob("*.array_record"))) == 3
+    with pytest.raises(UserError, match="exists: name a new folder"):
+        main(flags)
 
 
 @pytest.mark.parametrize(

@@ -345,6 +345,17 @@ def test_keyframes(video, tmp_path):
     assert len(extract_keyframes(video, tmp_path / "f", scene=0.0, least_gap=6, longest_gap=99)) == 6
 
 
+def test_videos_without_ffmpeg(tmp_path, monkeypatch):
+    monkeypatch.setattr("seedstory_jax.storystream.build.keyframes.shutil.which", lambda name: None)
+    with pytest.raises(UserError, match=r"ffmpeg is not installed.*give a folder of frames"):
+        extract_keyframes(tmp_path / "a.mp4", tmp_path / "f")
+
+
+def test_an_answer_without_end_is_not_read_to_its_end(api):
+    api.faults = [b" " * (5 * 2**20), "good"]
+    assert Endpoint(api.url, "toy").ask([{"role": "user", "content": "x"}]) == "good"
+
+
 def test_near_duplicates(frames):
     found = folder_frames(frames)
     assert [frame.time for frame in found][:3] == [0.0, 2.001, 4.002]

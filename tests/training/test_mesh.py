@@ -1,0 +1,187 @@
+"""Stages on meshes of eight pretended devices, in a process of its own; and two real processes on one machine."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MESHES = ((1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2))
+STAGES = ("tokenizer_vae", "story")
+
+CONFIG = """
+import sys
+sys.path.insert(0, {tests!r})
+from conftest import micro_config
+from seedstory_jax.config import to_dict
+
+def get_config():
+    two = {{"steps": 2, "batch_size": 8, "save_every": 100}}
+    return to_dict(micro_config(
+        tokenizer={{**two, "vae_steps": 2, "vae_batch_size": 8}},
+        detokenizer=two,
+        story={{"steps": 4, "batch_size": 8, "init_from": "none"}},
+        adapt={{**two, "images_per_row": 1}},
+    ))
+"""
+
+EVERY_MESH = """
+import dataclasses, json, shutil, sys
+from pathlib import Path
+import jax
+from seedstory_jax.config import MeshConfig, load_config
+from seedstory_jax.sharding import make_mesh
+from seedstory_jax.training import run
+from seedstory_jax.training.loop import run_stage
+from seedstory_jax.training.parts import load_parameters
+from seedstory_jax.training.tokenizer import vae_stage, vit_stage
+from seedstory_jax.training.workspace import Workspace
+
+config, source, out = load_config(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
+workspace = Workspace(config, source)
+
+def make(name, mesh):
+    if name == "tokenizer_vae":
+        return vae_stage(config, workspace)
+    if name == "tokenizer_vit":
+        vae = load_parameters(config.model, ("vae",), source, seed=0, before="tokenizer_vit")
+        return vit_stage(config, workspace, vae)
+    section = dataclasses.replace(getattr(config, name), init_from="previous")
+    return run.MAKE[name](config, workspace, run.stage_parameters(config, name, section, source, mesh))
+
+for sizes in json.loads(sys.argv[4]):
+    mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: sizes[0] * sizes[1] * sizes[2]])
+    workdir = out / "-".join(map(str, sizes))
+    workdir.mkdir()
+    for name in sys.argv[5].split(","):
+        stage = make(name, mesh)
+        trained = run_stage(dataclasses.replace(stage, preview=None), workdir, seed=0, mesh=mesh)
+        if stage.name == "story" and mesh.shape["fsdp"] == 8:
+            weight = trained["story.llama.layers.mlp.down_proj.kernel"]
+            assert weight.addressable_shards[0].data.size * 8 == weight.size, weight.sharding
+# Half of the story stage on one mesh, the rest on another.
+moved = out / "moved"
+shutil.copytree(workdir, moved)
+shutil.rmtree(moved / "story" / "checkpoints" / "4")
+mesh = make_mesh(MeshConfig(8, 1, 1))
+run_stage(make("story", mesh), moved, seed=0, mesh=mesh)
+"""
+
+ONE_OF_TWO = """
+import json, sys
+from pathlib import Path
+from seedstory_jax.data.pipeline import StoryRows
+import train
+
+read, places = StoryRows.__getitem__, []
+def recorded(self, place):
+    places.append(place)
+    return read(self, place)
+StoryRows.__getitem__ = recorded
+code = train.main(sys.argv[2:])
+Path(sys.argv[1]).write_text(json.dumps(sorted(set(places))))
+sys.exit(code)
+"""
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "micro.py"
+    path.write_text(CONFIG.format(tests=str(ROOT / "tests")))
+    return path
+
+
+def environment(devices: int) -> dict[str, str]:
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+    return os.environ | flags | {"PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture(scope="module")
+def meshes(config_file, trained_workdir, tmp_path_factory) -> Path:
+    """Metrics of every stage on every mesh, in a folder a mesh."""
+    out = tmp_path_factory.mktemp("meshes")
+    command = [sys.executable, "-c", EVERY_MESH, str(config_file), str(trained_workdir), str(out)]
+    command += [json.dumps(MESHES), ",".join(STAGES)]
+    run = subprocess.run(command, env=environment(8), capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return out
+
+
+@pytest.mark.parametrize("mesh", MESHES[1:], ids=lambda mesh: "-".join(map(str, mesh)))
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_mesh_gives_one_devices_losses(meshes, rows_of, stage, mesh):
+    alone = rows_of(meshes / "1-1-1", stage)
+    spread = rows_of(meshes / "-".join(map(str, mesh)), stage)
+    assert len(alone) == len(spread) >= 2
+    for one, other in zip(alone, spread):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-2)
+
+
+def test_a_run_goes_on_on_another_mesh(meshes, rows_of):
+    alone, moved = rows_of(meshes / "1-1-1", "story"), rows_of(meshes / "moved", "story")
+    assert [row["step"] for row in moved] == [1, 2, 3, 4]
+    for one, other in zip(alone, moved):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def two_processes(config_file, tmp_path_factory) -> Path:
+    """A workdir in which two processes of two devices each trained the story stage together."""
+    folder = tmp_path_factory.mktemp("two")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    flags = [f"--config={config_file}", f"--workdir={folder / 'run'}", "--config.stages=story", "--config.mesh.fsdp=2"]
+    flags += [f"--coordinator=localhost:{port}", "--num_processes=2"]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", ONE_OF_TWO, str(folder / f"rows_{i}.json"), *flags, f"--process_id={i}"],
+            env=environment(2),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    try:
+        errors = [process.communicate(timeout=400)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, error in zip(processes, errors):
+        assert process.returncode == 0, error[-3000:]
+    return folder
+
+
+def test_two_processes_give_one_processes_losses(two_processes, config_file, rows_of, tmp_path):
+    from seedstory_jax.config import load_config
+    from seedstory_jax.training.run import train
+
+    train(load_config(config_file, {"stages": "story"}), tmp_path)
+    alone, together = rows_of(tmp_path), rows_of(two_processes / "run")
+    assert [row["step"] for row in together] == [1, 2, 3, 4]  # process 0 alone wrote them
+    for one, other in zip(alone, together):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
+
+
+def test_each_process_reads_its_share_alone(two_processes):
+    shares = [set(json.loads((two_processes / f"rows_{i}.json").read_text())) for i in range(2)]
+    assert not shares[0] & shares[1]
+    assert shares[0] | shares[1] == set(range(4 * 8))
+
+
+def test_what_two_processes_saved_one_can_read(two_processes):
+    from seedstory_jax.config import Config, from_dict
+    from seedstory_jax.training.checkpoint import latest_step, load_trained
+    from seedstory_jax.training.parts import part_shapes
+
+    workdir = two_processes / "run"
+    assert latest_step(workdir / "story") == 4
+    config = from_dict(Config, json.loads((workdir / "config.json").read_text()))
+    shapes = part_shapes(config.model, "story")
+    trained = load_trained(workdir / "story", shapes)
+    assert trained["story.llama.lm_head.kernel"].shape == shapes["story.llama.lm_head.kernel"].shape

@@ -11,6 +11,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = cli.Parser(prog="train.py", description=__doc__)
     parser.add_argument("--config", required=True, help="config file; any of its keys as --config.KEY=VALUE")
     parser.add_argument("--workdir", required=True, type=Path, help="everything the run writes; run again to go on")
+    parser.add_argument("--dry_run", action="store_true", help="one step of each stage on random data: bytes and time")
     from seedstory_jax import distributed
 
     distributed.add_flags(parser)
@@ -21,6 +22,11 @@ def main(arguments: Sequence[str]) -> int:
     from seedstory_jax.training.loop import Interrupted
     from seedstory_jax.training.run import train
 
+    if flags.dry_run:
+        from seedstory_jax.training.dry_run import dry_run
+
+        dry_run(load_config(flags.config, overrides))
+        return 0
     try:
         train(load_config(flags.config, overrides), flags.workdir)
     except Interrupted as stopped:

@@ -62,9 +62,22 @@ class ToyWorldConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where stories come from. An empty `folder` is the toy world in the workdir."""
+    """Where stories come from.
+
+    folder: StoryStream files, a TFDS folder, or several with commas between; "" is the toy world in the workdir.
+    features: where stages get the frozen ViT's features and the VAE's moments: "workdir" computes them once into the
+        workdir, "online" in every step (as published), else the folder that `storystream features` wrote (one for each
+        `folder`, with commas between).
+    features_dtype: in which "workdir" keeps them.
+    weights: share of the rows that each folder gets, by default as many as it has; an epoch is each folder's own.
+    workers: processes that read batches ahead (0: threads); batches are the same for any number.
+    """
 
     folder: str = ""
+    weights: tuple[float, ...] = ()
+    features: str = "workdir"
+    features_dtype: str = "float32"
+    workers: int = 0
     tokenizer: str = ""
     toy_world: ToyWorldConfig = ToyWorldConfig()
     resample: str = ""  # pictures' resampling instead of the published one; "box" gives enlarged pixel art back exactly
@@ -98,6 +111,8 @@ class StageConfig:
     keep: int = 2  # checkpoints
     log_every: int = 1
     preview_every: int = 0  # pictures along the way; 0 draws them at the end only
+    eval_every: int = 0  # steps between losses on the held-out stories; the best one's checkpoint is kept; 0 never
+    eval_batches: int = 8
     on_nonfinite: str = "stop"
     optimizer: OptimizerConfig = OptimizerConfig()
 
@@ -124,6 +139,7 @@ class StoryStageConfig(StageConfig):
     feature_noise: float = 0.0  # standard deviation, relative to the features', on the images that are read
     position_offset: int = 0  # largest random shift of a row's positions
     dropout: bool = True  # LoRA's
+    pack: bool = False  # several samples a row, each seeing itself alone
 
 
 @dataclass(frozen=True)
@@ -148,6 +164,13 @@ class SampleConfig:
 
 
 @dataclass(frozen=True)
+class WatchConfig:
+    """Where numbers go beside metrics.jsonl and TensorBoard; `wandb_project` needs the package wandb."""
+
+    wandb_project: str = ""
+
+
+@dataclass(frozen=True)
 class Config:
     """One run: which model, which data, which stages, on which mesh."""
 
@@ -161,6 +184,7 @@ class Config:
     story: StoryStageConfig = StoryStageConfig()
     adapt: AdaptStageConfig = AdaptStageConfig()
     sample: SampleConfig = SampleConfig()
+    watch: WatchConfig = WatchConfig()
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_dtypes import bfloat16
 from tqdm import tqdm
+
+# numpy's file format does not know bfloat16: its bits are stored.
+STORED_AS = {np.dtype(bfloat16): np.dtype(np.uint16)}
 
 
 def digest(key: Mapping[str, Any]) -> str:
@@ -37,8 +41,10 @@ def cached_array(
     """name-<digest of key>.npy in `folder` as a read-only memory map, made by `produce(start, stop)` if missing.
 
     Rows are produced `chunk` at a time into a file beside, renamed when whole; a run that was stopped goes on behind
-    the last chunk it finished.
+    the last chunk it finished. bfloat16 is stored by its bits, see `open_array`.
     """
+    dtype = np.dtype(dtype)
+    stored = STORED_AS.get(dtype, dtype)
     path = folder / f"{name}-{digest(key)}.npy"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -46,16 +52,21 @@ def cached_array(
         start = int(progress.read_text()) if progress.exists() and beside.exists() else 0
         mode = "r+" if start else "w+"
         rows = np.lib.format.open_memmap(
-            beside, mode=mode, dtype=None if start else np.dtype(dtype), shape=None if start else shape
+            beside, mode=mode, dtype=None if start else stored, shape=None if start else shape
         )
         with tqdm(total=shape[0], initial=start, desc=f"{name:>13}", unit="image", mininterval=1.0) as bar:
             for first in range(start, shape[0], chunk):
                 stop = min(first + chunk, shape[0])
-                rows[first:stop] = produce(first, stop)
+                rows[first:stop] = np.ascontiguousarray(produce(first, stop), dtype).view(stored)
                 rows.flush()
                 progress.write_text(str(stop))
                 bar.update(stop - first)
         del rows
         beside.replace(path)
         progress.unlink()
-    return np.load(path, mmap_mode="r")
+    return open_array(path, dtype)
+
+
+def open_array(path: Path, dtype: Any) -> np.ndarray:
+    """The read-only memory map of an array that was stored as `dtype`."""
+    return np.load(path, mmap_mode="r").view(np.dtype(dtype))

@@ -8,12 +8,12 @@ got, with any number of workers and hosts.
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 
-from seedstory_jax.data.sequence import SequenceConfig, choose_turns, encode_turns, story_row
+from seedstory_jax.data.sequence import SequenceConfig, choose_turns, encode_turns, row_length, story_row
 from seedstory_jax.data.storystream import Story, StoryDataset
 from seedstory_jax.data.tokenizer import StoryTokenizer
 from seedstory_jax.errors import UserError
@@ -21,7 +21,10 @@ from seedstory_jax.errors import UserError
 Row = dict[str, np.ndarray]
 ImageReader = Callable[[int, Sequence[int]], np.ndarray]  # (story, turns) -> [turns ...]: features, or pictures
 MAX_SUBSTITUTES = 100
-MAX_ATTEMPTS = 10_000  # at one row; only ends a search that has nothing left to find
+MAX_ATTEMPTS = 1000  # at one row; only ends a search that has nothing left to find
+PERIOD = 1000  # rows after which the mixture of datasets repeats
+NOTE_FIELDS = ("unreadable", "over_length")  # of a row: for the host to tell, not for a device
+NOTE = "<U200"  # why a story could not be read; of one size, so that rows stack
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,9 @@ class Plan:
     """Which rows make up the batch of each step.
 
     lengths: turns of each story. turns: weights of the ways to choose turns (`choose_turns`). max_position_offset:
-    rows begin at a random position up to this one.
+    rows begin at a random position up to this one. groups, weights: how many of the stories belong to each of several
+    datasets, and in which proportion rows are taken from them; every dataset has epochs of its own. Without weights
+    they are one.
     """
 
     lengths: tuple[int, ...]
@@ -48,26 +53,52 @@ class Plan:
     min_turns: int = 2
     turns: Mapping[str, float] = field(default_factory=lambda: {"prefix": 1.0})
     max_position_offset: int = 0
+    groups: tuple[int, ...] = ()
+    weights: tuple[float, ...] = ()
 
     def __post_init__(self):
-        usable = sum(length >= self.min_turns for length in self.lengths)
-        if not usable:
+        if self.weights and (len(self.weights) != len(self.groups) or min(self.weights) <= 0):
+            raise UserError(f"data.weights {self.weights}: give one above 0 for each of {len(self.groups)} folders")
+        if not all(self.usable):
             raise UserError(f"no story has {self.min_turns} turns or more: nothing to train on")
         if self.batch_size < 1:
             raise UserError(f"a batch of {self.batch_size} stories is none: give 1 or more")
 
     @cached_property
-    def usable(self) -> tuple[int, ...]:
-        """Stories long enough for a row."""
-        return tuple(number for number, length in enumerate(self.lengths) if length >= self.min_turns)
+    def usable(self) -> tuple[tuple[int, ...], ...]:
+        """Stories long enough for a row, by dataset."""
+        ends = np.cumsum(self.groups if self.weights else [len(self.lengths)])
+        return tuple(
+            tuple(number for number in range(begin, end) if self.lengths[number] >= self.min_turns)
+            for begin, end in zip([0, *ends], ends)
+        )
+
+    @cached_property
+    def _pattern(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of PERIOD places in turn: the dataset, how many of it came before; and how many of each there are."""
+        if not self.weights:
+            return np.zeros(1, int), np.zeros(1, int), np.ones(1, int)
+        share = np.array(self.weights) / sum(self.weights)
+        count, groups, before = np.zeros(len(share), int), [], []
+        for place in range(PERIOD):
+            group = int(np.argmax((place + 1) * share - count))  # who is furthest behind its share
+            groups.append(group)
+            before.append(count[group])
+            count[group] += 1
+        if not count.all():
+            raise UserError(f"data.weights {self.weights}: a dataset gets less than one row in {PERIOD}")
+        return np.array(groups), np.array(before), count
 
     def story_at(self, place: int, attempt: int = 0) -> int:
         """The story of the place-th row since the beginning; later attempts are substitutes for an unreadable one."""
-        usable = self.usable
-        epoch, inside = divmod(place, len(usable))
+        groups, before, count = self._pattern
+        block, slot = divmod(place, len(groups))
+        group = int(groups[slot])
+        usable = self.usable[group]
         if attempt:
             return usable[int(np.random.default_rng([self.seed, 2, place, attempt]).integers(len(usable)))]
-        return usable[int(_permutation(self.seed, epoch, len(usable))[inside])]
+        epoch, inside = divmod(block * int(count[group]) + int(before[slot]), len(usable))
+        return usable[int(_permutation(self.seed, epoch, len(usable), group)[inside])]
 
     def row(self, place: int, attempt: int = 0) -> RowChoice:
         """What the place-th row since the beginning shows."""
@@ -80,25 +111,20 @@ class Plan:
         return RowChoice(story, tuple(turns), offset)
 
 
-_PERMUTATIONS: dict[tuple[int, int, int], np.ndarray] = {}
-
-
-def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
-    """The order of an epoch; only the last few are kept."""
-    key = (seed, epoch, count)
-    if key not in _PERMUTATIONS:
-        if len(_PERMUTATIONS) > 8:
-            _PERMUTATIONS.clear()
-        _PERMUTATIONS[key] = np.random.default_rng([seed, 0, epoch]).permutation(count)
-    return _PERMUTATIONS[key]
+@lru_cache(maxsize=8)
+def _permutation(seed: int, epoch: int, count: int, group: int) -> np.ndarray:
+    """The order of an epoch of one dataset."""
+    return np.random.default_rng([seed, 0, epoch, *([group] if group else [])]).permutation(count)
 
 
 class StoryRows:
     """A random-access source of training rows: `source[place]` is a dict of numpy arrays.
 
-    images: reads what goes with a row's turns: cached features [turns q d], or pictures [turns H W 3]; the row gets
-    them as `image_key`, padded with zeros to max_images. A story that cannot be read (UserError, OSError) is replaced
-    by the plan's next attempt, with a warning; more than `max_bad` of them is an error.
+    images: by the name of a row's field, what reads that of a row's turns: cached features [turns q d], or pictures
+    [turns H W 3]; padded with zeros to max_images. A story that cannot be read (UserError, OSError) is replaced by the
+    plan's next attempt, with a warning; more than `max_bad` of them is an error. So is a row that is too long, but that
+    is no fault of the story: it is only counted. A row says both: `unreadable` (text, empty if there is nothing to say)
+    and `over_length` (attempts that were too long).
     """
 
     def __init__(
@@ -107,14 +133,13 @@ class StoryRows:
         tokenizer: StoryTokenizer,
         plan: Plan,
         config: SequenceConfig,
-        images: ImageReader | None = None,
+        images: Mapping[str, ImageReader] | None = None,
         *,
-        image_key: str = "image_features",
         max_bad: int = MAX_SUBSTITUTES,
     ):
         self.stories, self.tokenizer, self.plan, self.config = stories, tokenizer, plan, config
-        self.images, self.image_key, self.max_bad = images, image_key, max_bad
-        self.bad: set[int] = set()
+        self.images, self.max_bad = dict(images or {}), max_bad
+        self.bad: dict[int, str] = {}
         self._ids: dict[int, tuple[list[list[int]], list[list[int]]]] = {}
 
     def turns_of(self, story: int) -> tuple[list[list[int]], list[list[int]]]:
@@ -123,24 +148,50 @@ class StoryRows:
             self._ids[story] = encode_turns(self.tokenizer, self.stories[story].captions)
         return self._ids[story]
 
+    def length_of(self, choice: RowChoice) -> int:
+        """Tokens of the row of one choice, before anything is read."""
+        first, later = self.turns_of(choice.story)
+        counts = [len(first[choice.turns[0]]), *(len(later[turn]) for turn in choice.turns[1:])]
+        return row_length(counts, self.config, ends_story=choice.turns[-1] == len(first) - 1)
+
     def __getitem__(self, place: int) -> Row:
+        return self.row(place)
+
+    def row(self, place: int, within: RowChoice | None = None) -> Row:
+        """The place-th row; a substitute needs no more tokens and images than `within` does, if that is given.
+
+        What takes whose place depends on the place alone: a story that failed before is tried again.
+        """
+        room = self.config.max_tokens if within is None else self.length_of(within)
+        images = self.config.max_images if within is None else len(within.turns)
+        unreadable, over_length = "", 0
         for attempt in range(MAX_ATTEMPTS):
             choice = self.plan.row(place, attempt)
-            if choice.story in self.bad:
+            if self.length_of(choice) > room or len(choice.turns) > images:
+                over_length += within is None
                 continue
             try:
-                return self.read(choice)
+                row = self.read(choice)
             except (UserError, OSError, ValueError) as error:
-                self.bad.add(choice.story)
-                reason = f"story {self.stories[choice.story].id}: {error}"
-                if len(self.bad) > self.max_bad:
-                    raise UserError(
-                        f"{len(self.bad)} stories cannot be read, {self.max_bad} are allowed; last: {reason}"
-                    ) from error
-                warnings.warn(
-                    f"a story cannot be read and is replaced ({len(self.bad)} so far): {reason}", stacklevel=2
-                )
-        raise UserError(f"no readable story found in {MAX_ATTEMPTS} attempts at row {place}")
+                unreadable = f"story {self.stories[choice.story].id}: {error}"
+                self._count_bad(choice.story, unreadable, error)
+                continue
+            row["unreadable"], row["over_length"] = np.array(unreadable, NOTE), np.int32(over_length)
+            return row
+        raise UserError(
+            f"no usable story found in {MAX_ATTEMPTS} attempts at row {place}, {over_length} of them too long for "
+            f"{self.config.max_tokens} tokens"
+        )
+
+    def _count_bad(self, story: int, reason: str, error: Exception) -> None:
+        if story in self.bad:
+            return
+        self.bad[story] = reason
+        if len(self.bad) > self.max_bad:
+            raise UserError(
+                f"{len(self.bad)} stories cannot be read, {self.max_bad} are allowed; last: {reason}"
+            ) from error
+        warnings.warn(f"a story cannot be read and is replaced ({len(self.bad)} so far): {reason}", stacklevel=3)
 
     def read(self, choice: RowChoice) -> Row:
         """The row of one choice."""
@@ -153,11 +204,11 @@ class StoryRows:
             ends_story=choice.turns[-1] == len(first) - 1,
             position_offset=choice.position_offset,
         )
-        if self.images is not None:
-            images = self.images(choice.story, choice.turns)
+        for name, read in self.images.items():
+            images = read(choice.story, choice.turns)
             padded = np.zeros((self.config.max_images, *images.shape[1:]), images.dtype)
             padded[: len(images)] = images
-            row[self.image_key] = padded
+            row[name] = padded
         return row
 
 
@@ -199,10 +250,7 @@ def batches(
     Raises UserError if hosts do not divide the batch.
     """
     import grain
-    from absl import flags
 
-    if workers and not flags.FLAGS.is_parsed():  # grain's workers read absl's flags
-        flags.FLAGS.mark_as_parsed()
     size = source.plan.batch_size
     if size % hosts:
         raise UserError(f"{hosts} hosts do not divide a batch of {size} stories: change the batch size")
@@ -211,9 +259,18 @@ def batches(
 
     data = grain.MapDataset.range(start_step, last).map(_HostBatch(source, size, host * share, share))
     if workers:
-        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-        return iter(data.to_iter_dataset().mp_prefetch(options))
+        return iter(data.to_iter_dataset().mp_prefetch(worker_options(workers)))
     return iter(data.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
+
+
+def worker_options(workers: int) -> Any:
+    """grain's options for that many processes that read ahead."""
+    import grain
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():  # grain's workers read absl's flags
+        flags.FLAGS.mark_as_parsed()
+    return grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
 
 
 @dataclass(frozen=True)

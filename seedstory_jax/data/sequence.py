@@ -15,6 +15,7 @@ from seedstory_jax.data.tokenizer import StoryTokenizer
 from seedstory_jax.errors import UserError
 
 IGNORE = -100
+TOKEN_FIELDS = ("ids", "labels", "position", "segment", "generated_block", "image_slot", "target_slot")
 
 
 @dataclass(frozen=True)
@@ -151,8 +152,19 @@ def story_row(
     return arrays
 
 
+def row_length(turns: Sequence[int], config: SequenceConfig, *, ends_story: bool = False) -> int:
+    """Tokens of the row that `story_row` writes of turns with so many tokens each."""
+    queries = config.num_image_tokens
+    total = 1 + sum(turns) + len(turns) * (queries + 2) + config.closes(ends_story)
+    if config.supervise == "all":
+        total += queries * (len(turns) - 1 + config.supervise_first)
+    return total
+
+
 def pack_rows(rows: Sequence[Mapping[str, np.ndarray]], config: SequenceConfig) -> dict[str, np.ndarray]:
     """Several rows in one: each a segment of its own that sees nothing of the others; positions stay.
+
+    Fields that go with images ([max_images ...]: features, pictures) follow them; what is one number a row is left out.
 
     Raises RowTooLong if they do not fit together.
     """
@@ -160,7 +172,7 @@ def pack_rows(rows: Sequence[Mapping[str, np.ndarray]], config: SequenceConfig) 
     images = 0
     for number, row in enumerate(rows):
         length = int((row["segment"] > 0).sum())
-        for name in ("ids", "labels", "position", "segment", "generated_block", "image_slot", "target_slot"):
+        for name in TOKEN_FIELDS:
             part = row[name][:length].copy()
             if name == "segment":
                 part[:] = number + 1
@@ -182,6 +194,11 @@ def pack_rows(rows: Sequence[Mapping[str, np.ndarray]], config: SequenceConfig) 
         arrays[name] = np.full(config.max_tokens, empty.get(name, 0), np.int32)
         arrays[name][:total] = np.concatenate(parts)
     arrays["image_valid"] = np.arange(config.max_images) < images
+    for name in rows[0]:
+        if name not in arrays and np.ndim(rows[0][name]):
+            parts = [row[name][row["image_valid"]] for row in rows]
+            arrays[name] = np.zeros((config.max_images, *parts[0].shape[1:]), parts[0].dtype)
+            arrays[name][:images] = np.concatenate(parts)
     return arrays
 
 

@@ -8,6 +8,7 @@ gs://, s3://, az:// through epath) or as `shard.array_record#17`, record 17 of a
 import io
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -134,6 +135,49 @@ def open_source(path: Any, image_root: Any = None, *, split: str = "train", max_
     if "://" not in str(path) and (Path(path) / "dataset_info.json").is_file():
         return TfdsSource(path, split)
     return JsonlSource(path, image_root, max_bad=max_bad)
+
+
+def image_name(stories: Sequence[Story], story: int, turn: int) -> str:
+    """What a picture is called in caches: its path below the image root, or its place where it has none (TFDS)."""
+    return stories[story].images[turn] or f"{story}/{turn}"
+
+
+class JoinedSource:
+    """Several sources as one. A *place* numbers a picture over all of them: `offsets[story] + turn`."""
+
+    def __init__(self, sources: Sequence[StorySource]):
+        self.sources = tuple(sources)
+        self.stories: list[Story] = [story for source in self.sources for story in source.stories]
+        self.first_story = np.cumsum([0, *(len(source.stories) for source in self.sources)])
+        self.offsets = np.cumsum([0, *map(len, self.stories)])
+
+    def __len__(self) -> int:
+        return len(self.stories)
+
+    def picture(self, story: int, turn: int) -> Image.Image:
+        """The RGB picture of a turn. Raises UserError if it cannot be read."""
+        number = int(np.searchsorted(self.first_story, story, side="right")) - 1
+        return self.sources[number].picture(story - int(self.first_story[number]), turn)
+
+    def at(self, place: int) -> tuple[int, int]:
+        """(story, turn) of a place."""
+        story = int(np.searchsorted(self.offsets, place, side="right")) - 1
+        return story, int(place - self.offsets[story])
+
+    def captions(self) -> list[str]:
+        """Every caption, in the order of places."""
+        return [caption for story in self.stories for caption in story.captions]
+
+    def read(self, places: Sequence[int], transform: ImageTransform, *, threads: int = 2) -> np.ndarray:
+        """Pictures uint8[n size size 3] of some places; raises UserError for the first that cannot be read."""
+        pictures = np.empty((len(places), transform.size, transform.size, 3), np.uint8)
+
+        def one(number: int) -> None:
+            pictures[number] = transform.pixels(self.picture(*self.at(places[number])))
+
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(one, range(len(places))))
+        return pictures
 
 
 class PictureReader:

@@ -1,38 +1,45 @@
 """Stage 3, `adapt`: the de-tokenizer learns to draw what the frozen MLLM regresses (SEED-Story, section 3.2)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from seedstory_jax.config import Config
+from seedstory_jax.data.pipeline import NOTE_FIELDS
 from seedstory_jax.distributed import on_host
 from seedstory_jax.models.parameters import Parameters
 from seedstory_jax.models.sdxl.detokenizer import denoising_loss, training_time_ids
 from seedstory_jax.training.detokenizer import PREVIEW_PICTURES, draw_latents, draw_pictures
-from seedstory_jax.training.loop import ALL_ROWS, Metrics, Stage
+from seedstory_jax.training.loop import Metrics, Stage
 from seedstory_jax.training.parts import build, trainable_names
 from seedstory_jax.training.previews import write_grid
-from seedstory_jax.training.story import losses_of, row_batches
+from seedstory_jax.training.rows import Places, RowBatches
+from seedstory_jax.training.step_flops import adapt_step_flops
+from seedstory_jax.training.story import losses_of
+from seedstory_jax.training.validation import HeldOut
+from seedstory_jax.training.watch import StepSize
 from seedstory_jax.training.workspace import Workspace
 
 
 def adapt_stage(config: Config, workspace: Workspace, parameters: Parameters) -> Stage:
     """Stage 1's loss, conditioned on what the story model predicts for the pictures of its rows."""
     stage = config.adapt
-    features = workspace.features(parameters, workspace.crop_transform)
-    moments = workspace.latents(parameters)
+    features = workspace.rows("crop", parameters)
+    moments = workspace.rows("moments", parameters)
     count = stage.batch_size // stage.images_per_row
-    rows = row_batches(config, workspace, features, seed=config.seed + 1, batch_size=count)
+    carried = {"image_features": features, "moments": moments, "picture": Places()}
+    rows = RowBatches(config, workspace.tokenizer, workspace.train, carried, seed=config.seed + 1, batch_size=count)
     own = {name: value for name, value in parameters.items() if name.startswith(("detokenizer.", "story."))}
 
-    def batch(step: int, here: Any = ALL_ROWS) -> Mapping[str, np.ndarray]:
-        fields = rows(step, here)
-        return {**fields, "moments": moments[fields["picture"]]}
+    def loss(parameters, batch, key):
+        read = features.values(parameters, batch["image_features"])
+        return adapt_loss(
+            config, parameters, {**batch, "image_features": read}, key, partial(moments.values, parameters)
+        )
 
     @jax.jit
     def shown_features(parameters, batch):
@@ -40,37 +47,58 @@ def adapt_stage(config: Config, workspace: Workspace, parameters: Parameters) ->
 
     def preview(trained: Parameters, step: int, folder: Path) -> None:
         first = rows(0)
-        regressed, chosen = on_host(shown_features({**own, **trained}, first))
+        fields = {name: value for name, value in first.items() if name not in (*NOTE_FIELDS, "moments")}
+        fields["image_features"] = features.host_values(fields["image_features"])
+        regressed, chosen = on_host(shown_features({**own, **trained}, fields))
         places = np.take_along_axis(first["picture"], chosen, axis=1).reshape(-1)[:PREVIEW_PICTURES]
-        true = workspace.pictures(workspace.pixel_transform)[places]
+        true = workspace.train.read(places, workspace.pixel_transform)
         write_grid(folder, step, [true, draw_pictures(config, {**parameters, **trained}, regressed[: len(places)])])
+
+    held_out = None
+    if stage.eval_every:
+        source = workspace.held_out
+        unseen = {
+            "image_features": workspace.rows("crop", parameters, source),
+            "moments": workspace.rows("moments", parameters, source),
+        }
+        unseen = RowBatches(config, workspace.tokenizer, source, unseen, seed=config.seed + 1, batch_size=count)
+        held_out = HeldOut(loss, unseen, stage.eval_batches)
 
     return Stage(
         name="adapt",
         config=stage,
         optimizer=stage.optimizer,
         steps=stage.steps,
-        parameters=own,
+        parameters={**own, **features.weights, **moments.weights},
         trainable=trainable_names("detokenizer", stage.trainable),
-        loss=partial(adapt_loss, config),
-        batch=batch,
+        loss=loss,
+        batch=rows,
         batch_size=count,
         preview=preview,
+        held_out=held_out,
+        size=StepSize(images=stage.batch_size, flops=adapt_step_flops(config)),
+        max_bad=config.data.max_bad,
+        facts={"base": config.model.base},
     )
 
 
 def adapt_loss(
-    config: Config, parameters: Parameters, batch: Mapping[str, jax.Array], key: jax.Array
+    config: Config,
+    parameters: Parameters,
+    batch: Mapping[str, jax.Array],
+    key: jax.Array,
+    moments: Callable[[jax.Array], jax.Array] = lambda carried: carried.astype(jnp.float32),
 ) -> tuple[jax.Array, Metrics]:
-    """The stage's loss on story rows with the moments [b i h w 2 c] of their pictures."""
+    """The stage's loss on story rows, and what `moments` makes [n h w 2 c] of their pictures' field of that name."""
     story_key, choice_key, noise_key, latent_key = jax.random.split(key, 4)
     regressed, chosen = regress(config, parameters, batch, story_key, choice_key)
-    targets = jnp.take_along_axis(batch["moments"], chosen[..., None, None, None], axis=1)
-    latents = draw_latents(config, targets.reshape(-1, *targets.shape[2:]), latent_key)
+    carried = batch["moments"]
+    targets = jnp.take_along_axis(carried, chosen.reshape(*chosen.shape, *(1,) * (carried.ndim - 2)), axis=1)
+    latents = draw_latents(config, moments(targets.reshape(-1, *targets.shape[2:])), latent_key)
     detokenizer = build(config.model, "detokenizer", parameters)
     size = config.model.image_size
-    time_ids = np.tile(training_time_ids(size, size, 0, 0, size), (len(latents), 1))
-    value = denoising_loss(detokenizer, latents, regressed, jnp.asarray(time_ids), noise_key, config.model.scheduler)
+    time_ids = jnp.asarray(np.tile(training_time_ids(size, size, 0, 0, size), (len(latents), 1)))
+    value = denoising_loss(detokenizer, latents, regressed, time_ids, noise_key, config.model.scheduler)
     return value, {"denoising_loss": value}
 
 

@@ -3,18 +3,22 @@
 import contextlib
 import json
 import logging
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from seedstory_jax.data.array_cache import digest
 from seedstory_jax.errors import UserError
 from seedstory_jax.models.parameters import Parameters
 
 log = logging.getLogger(__name__)
 FOLDER = "checkpoints"
+FULL = "No space left on device"
 
 
 class Checkpoints:
@@ -22,23 +26,29 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = 2):
         self.folder = folder
+        self._last: int | None = None
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(
             (folder / FOLDER).absolute(), options=options, item_names=("trained", "optimizer", "facts")
         )
 
     def save(self, step: int, trained: Parameters, optimizer: Any, facts: Mapping[str, Any]) -> None:
-        """Starts saving; returns when the arrays are copied, before they are on disk. A step that is there stays."""
+        """Starts saving; returns when the arrays are copied, before they are on disk. A step that is there stays.
+
+        Raises UserError if the disk is full, also for the save before, which was still under way.
+        """
         if step in self._manager.all_steps():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                trained=ocp.args.StandardSave(trained),
-                optimizer=ocp.args.StandardSave(jax.tree.leaves(optimizer)),
-                facts=ocp.args.JsonSave(dict(facts)),
-            ),
-        )
+        with self._told_if_full(step):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    trained=ocp.args.StandardSave(trained),
+                    optimizer=ocp.args.StandardSave(jax.tree.leaves(optimizer)),
+                    facts=ocp.args.JsonSave(dict(facts)),
+                ),
+            )
+        self._last = step
 
     def restore(self, trained: Any, optimizer: Any) -> tuple[int, Parameters, Any, dict[str, Any]] | None:
         """The newest checkpoint that can be read, onto the shapes and shardings of the arguments; None without any.
@@ -70,13 +80,39 @@ class Checkpoints:
             )
         return None
 
+    def newest_fact(self, name: str) -> Any:
+        """One of the facts saved with the newest checkpoint; None without a readable one."""
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            path = self.folder / FOLDER / str(step) / "facts" / "metadata"
+            with contextlib.suppress(OSError, ValueError):
+                return json.loads(path.read_text()).get(name)
+        return None
+
     def wait(self) -> None:
-        """Returns when everything that was saved is on disk."""
-        self._manager.wait_until_finished()
+        """Returns when everything that was saved is on disk. Raises UserError if the disk is full."""
+        with self._told_if_full(self._last):
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits and lets go of the folder."""
-        self._manager.close()
+        with self._told_if_full(self._last):
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _told_if_full(self, step: int | None) -> Iterator[None]:
+        """A full disk as one line: orbax raises it in many forms, from a thread, at the next call."""
+        try:
+            yield
+        except Exception as error:
+            if not any(FULL in str(one) for one in _causes(error)):
+                raise
+            folder = (self.folder / FOLDER).absolute()
+            good = sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+            kept = f"those of steps {good} are good" if good else "there is no older one"
+            raise UserError(
+                f"the disk of {folder} is full ({shutil.disk_usage(folder).free / 1e6:.1f} MB free): the checkpoint of "
+                f"step {step} was not written; {kept}; free some space and give the same command again"
+            ) from error
 
 
 def latest_step(folder: Path) -> int | None:
@@ -139,6 +175,34 @@ def quiet_orbax() -> Iterator[None]:
         yield
     finally:
         absl.setLevel(level)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what it was raised from; of a group, all of them."""
+    while error is not None:
+        yield error
+        for one in getattr(error, "exceptions", ()):
+            yield from _causes(one)
+        error = error.__cause__ or error.__context__
+
+
+@jax.jit
+def _checksums(parameters: Parameters) -> dict[str, jax.Array]:
+    """A 32-bit sum over each array's bits, weighted by place: whole numbers, so that no layout changes it."""
+
+    def one(value: jax.Array) -> jax.Array:
+        kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[value.dtype.itemsize]
+        bits = jax.lax.bitcast_convert_type(value, kind).astype(jnp.uint32).reshape(-1)
+        return jnp.sum(bits * (jnp.arange(bits.size, dtype=jnp.uint32) * jnp.uint32(2654435761) + jnp.uint32(1)))
+
+    return jax.tree.map(one, parameters)
+
+
+def frozen_hash(parameters: Parameters) -> str:
+    """Sixteen hex digits of parameters that a checkpoint refers to but does not hold."""
+    sums = jax.device_get(_checksums(parameters))
+    facts = {name: [list(parameters[name].shape), str(parameters[name].dtype), int(sums[name])] for name in sums}
+    return digest(facts)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,77 +1,125 @@
 """Stage 1, `detokenizer`: features of true pictures back to pixels (SEED-Story, section 3.2, "Stage 1")."""
 
+import dataclasses
 from collections.abc import Mapping
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from seedstory_jax.config import Config
+from seedstory_jax.data.pipeline import NOTE
 from seedstory_jax.distributed import on_this_process
+from seedstory_jax.errors import UserError
 from seedstory_jax.generation.render import RenderConfig, Renderer, zero_image_features
 from seedstory_jax.models.parameters import Parameters
 from seedstory_jax.models.sdxl.detokenizer import denoising_loss, training_time_ids
 from seedstory_jax.models.sdxl.vae import sample_latents
+from seedstory_jax.training.feature_cache import Rows
 from seedstory_jax.training.loop import ALL_ROWS, Metrics, Stage
 from seedstory_jax.training.parts import build, trainable_names
 from seedstory_jax.training.previews import write_grid
+from seedstory_jax.training.step_flops import detokenizer_step_flops
+from seedstory_jax.training.validation import HeldOut
+from seedstory_jax.training.watch import StepSize
 from seedstory_jax.training.workspace import Workspace
 
 PREVIEW_PICTURES = 8
 
 
 def detokenizer_stage(config: Config, workspace: Workspace, parameters: Parameters) -> Stage:
-    """The UNet and perceiver on the frozen ViT's features and the frozen VAE's latents, both read from the cache."""
+    """The UNet and perceiver on the frozen ViT's features and the frozen VAE's latents."""
     stage = config.detokenizer
-    features = workspace.features(parameters, workspace.crop_transform)
-    moments = workspace.latents(parameters)
-    size = config.model.image_size
-    time_ids = training_time_ids(size, size, 0, 0, size)
+    features = workspace.rows("crop", parameters)
+    moments = workspace.rows("moments", parameters)
+    carried = {"features": features, "moments": moments}
     own = {name: value for name, value in parameters.items() if name.startswith("detokenizer.")}
 
-    def batch(step: int, here: Any = ALL_ROWS) -> Mapping[str, np.ndarray]:
-        chosen = np.sort(np.random.default_rng([config.seed, 1, step]).integers(len(features), size=stage.batch_size))
-        chosen = chosen[here]
-        return {
-            "features": features[chosen],
-            "moments": moments[chosen],
-            "time_ids": np.tile(time_ids, (len(chosen), 1)),
-        }
+    def loss(parameters, batch, key):
+        read = {name: rows.values(parameters, batch[name]) for name, rows in carried.items()}
+        return detokenizer_loss(config, parameters, {**batch, **read}, key)
 
-    shown = np.arange(PREVIEW_PICTURES) * (len(features) // PREVIEW_PICTURES)
-    true = workspace.pictures(workspace.pixel_transform)[shown]
+    count = int(workspace.train.offsets[-1])
+    batch = PictureBatches(count, stage.batch_size, config.seed, carried, config.data.max_bad)
+    shown = np.arange(PREVIEW_PICTURES) * (count // PREVIEW_PICTURES)
 
     def preview(trained: Parameters, step: int, folder: Path) -> None:
-        drawn = draw_pictures(config, {**parameters, **trained}, features[shown])
-        write_grid(folder, step, [true, drawn])
+        seen = features.host_values(features.read(shown))
+        drawn = draw_pictures(config, {**parameters, **trained}, seen)
+        write_grid(folder, step, [workspace.train.read(shown, workspace.pixel_transform), drawn])
+
+    held_out = None
+    if stage.eval_every:
+        source = workspace.held_out
+        unseen = {name: workspace.rows(rows.encoder.kind, parameters, source) for name, rows in batch.rows.items()}
+        unseen = dataclasses.replace(batch, count=int(source.offsets[-1]), rows=unseen)
+        held_out = HeldOut(loss, unseen, stage.eval_batches)
 
     return Stage(
         name="detokenizer",
         config=stage,
         optimizer=stage.optimizer,
         steps=stage.steps,
-        parameters=own,
+        parameters={**own, **features.weights, **moments.weights},
         trainable=trainable_names("detokenizer", stage.trainable),
         loss=partial(detokenizer_loss, config),
         batch=batch,
         batch_size=stage.batch_size,
         preview=preview,
+        held_out=held_out,
+        size=StepSize(images=stage.batch_size, flops=detokenizer_step_flops(config, stage)),
+        max_bad=config.data.max_bad,
+        facts={"base": config.model.base},
     )
 
 
 def detokenizer_loss(
     config: Config, parameters: Parameters, batch: Mapping[str, jax.Array], key: jax.Array
 ) -> tuple[jax.Array, Metrics]:
-    """The stage's loss on features [b q d], the pictures' moments [b h w 2 c] and their time ids [b 6]."""
+    """The stage's loss on features [b q d] and the pictures' moments [b h w 2 c]."""
     noise_key, latent_key = jax.random.split(key)
     latents = draw_latents(config, batch["moments"], latent_key)
     detokenizer = build(config.model, "detokenizer", parameters)
-    value = denoising_loss(
-        detokenizer, latents, batch["features"], batch["time_ids"], noise_key, config.model.scheduler
-    )
+    size = config.model.image_size
+    time_ids = jnp.asarray(np.tile(training_time_ids(size, size, 0, 0, size), (len(latents), 1)))
+    value = denoising_loss(detokenizer, latents, batch["features"], time_ids, noise_key, config.model.scheduler)
     return value, {"denoising_loss": value}
+
+
+@dataclass(frozen=True)
+class PictureBatches:
+    """step -> what `rows` read of `size` of `count` pictures; one that cannot be read is replaced by another draw."""
+
+    count: int
+    size: int
+    seed: int
+    rows: Mapping[str, Rows]
+    max_bad: int
+
+    def __call__(self, step: int, here: Any = ALL_ROWS) -> dict[str, np.ndarray]:
+        """The batch of one step, or those of its rows that are wanted."""
+        chosen = np.sort(np.random.default_rng([self.seed, 1, step]).integers(self.count, size=self.size))[here]
+        unreadable = np.full(len(chosen), "", NOTE)
+        try:
+            read = {name: rows.read(chosen) for name, rows in self.rows.items()}
+        except (UserError, OSError):  # one of them: which?
+            numbers = np.arange(self.size)[here]
+            found = [self._readable(place, [self.seed, 2, step, row]) for place, row in zip(chosen, numbers)]
+            unreadable = np.array([note for _, note in found], NOTE)
+            read = {name: np.stack([row[name] for row, _ in found]) for name in self.rows}
+        return {**read, "unreadable": unreadable}
+
+    def _readable(self, place: int, seed: list[int]) -> tuple[dict[str, np.ndarray], str]:
+        rng, note = np.random.default_rng(seed), ""
+        for _ in range(1 + self.max_bad):
+            try:
+                return {name: rows.read(np.asarray(place)) for name, rows in self.rows.items()}, note
+            except (UserError, OSError) as error:
+                note, place = str(error), int(rng.integers(self.count))
+        raise UserError(f"no readable picture in {1 + self.max_bad} draws; the last: {note}")
 
 
 def draw_latents(config: Config, moments: jax.Array, key: jax.Array) -> jax.Array:

@@ -5,7 +5,7 @@ exactly where its last checkpoint stands.
 """
 
 import contextlib
-import json
+import dataclasses
 import logging
 import math
 import signal
@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from tqdm import tqdm
 
-from seedstory_jax.config import OptimizerConfig, StageConfig
+from seedstory_jax.config import OptimizerConfig, StageConfig, WatchConfig
+from seedstory_jax.data.pipeline import NOTE_FIELDS, worker_options
 from seedstory_jax.distributed import place, rows_here
 from seedstory_jax.errors import UserError
 from seedstory_jax.models.layer_stack import activation_axes
@@ -35,8 +35,10 @@ from seedstory_jax.sharding import (
     optimizer_shardings,
     parameter_shardings,
 )
-from seedstory_jax.training.checkpoint import Checkpoints
+from seedstory_jax.training.checkpoint import Checkpoints, frozen_hash
 from seedstory_jax.training.optimizer import learning_rate, make_optimizer
+from seedstory_jax.training.validation import HeldOut, Validation
+from seedstory_jax.training.watch import StepSize, Watch
 
 log = logging.getLogger(__name__)
 Metrics = dict[str, jax.Array]
@@ -51,6 +53,7 @@ class Stage:
     `batch(step, rows)` gives numpy arrays with a leading batch axis, of the rows that `rows` picks from the step's
     `batch_size` (all of them by default), and must depend on nothing else;
     `loss(parameters, batch, key)` gives a scalar and further scalars to log; `preview` draws pictures into a folder.
+    The fields NOTE_FIELDS of a batch stay on the host.
     """
 
     name: str
@@ -64,13 +67,18 @@ class Stage:
     batch_size: int
     preview: Callable[[Parameters, int, Path], None] | None = None
     facts: Mapping[str, Any] | None = None
+    held_out: HeldOut | None = None
+    size: StepSize = StepSize()
+    max_bad: int = 100  # stories or pictures that cannot be read before the run stops
 
 
 class Interrupted(Exception):
     """The run was asked to stop (SIGTERM) and has saved everything; the message says how to go on."""
 
 
-def run_stage(stage: Stage, workdir: Path, *, seed: int, mesh: Mesh) -> Parameters:
+def run_stage(
+    stage: Stage, workdir: Path, *, seed: int, mesh: Mesh, workers: int = 0, watch: WatchConfig | None = None
+) -> Parameters:
     """Trains `stage` to its last step, from its newest checkpoint if there is one; returns all its parameters.
 
     Writes a line a step to workdir/metrics.jsonl and TensorBoard events. Raises Interrupted after SIGTERM, and
@@ -90,22 +98,37 @@ def run_stage(stage: Stage, workdir: Path, *, seed: int, mesh: Mesh) -> Paramete
     folder = workdir / stage.name
     checkpoints = Checkpoints(folder, stage.config.keep)
     first = 0
+    facts = {**(stage.facts or {}), "frozen": frozen_hash(frozen)}
     restored = checkpoints.restore(trained, state)
     if restored is not None:
-        first, trained, state, _ = restored
-    log_file = MetricsLog(workdir, stage.name, first) if jax.process_index() == 0 else None
+        first, trained, state, found = restored
+        check_frozen(found, facts, folder)
+    shown = None
+    if jax.process_index() == 0:
+        shown = Watch(workdir, stage.name, first, stage.steps, stage.size, watch)
     try:
         if first < stage.steps:
-            steps = _Steps(stage, optimizer, frozen, seed, mesh, ({name: at[name] for name in trained}, state_at))
-            trained = steps.run(trained, state, first, checkpoints, log_file, workdir)
+            shardings = ({name: at[name] for name in trained}, state_at)
+            steps = Steps(dataclasses.replace(stage, facts=facts), optimizer, frozen, seed, mesh, shardings, workers)
+            trained = steps.run(trained, state, first, checkpoints, shown, workdir)
     finally:
-        if log_file is not None:
-            log_file.close()
+        if shown is not None:
+            shown.close()
         checkpoints.close()
     return {**frozen, **trained}
 
 
-class _Steps:
+def check_frozen(found: Mapping[str, Any], facts: Mapping[str, Any], folder: Path) -> None:
+    """Raises UserError if a checkpoint was trained over other frozen weights than these."""
+    if found.get("frozen", facts["frozen"]) != facts["frozen"]:
+        raise UserError(
+            f"the checkpoint in {folder} was trained over frozen weights with the hash {found['frozen']} "
+            f"(model.base {found.get('base') or 'empty'!r}); those that are here have {facts['frozen']} "
+            f"(model.base {facts.get('base') or 'empty'!r}): give it the weights it began with, or another --workdir"
+        )
+
+
+class Steps:
     """The compiled step and the loop around it."""
 
     def __init__(
@@ -116,8 +139,9 @@ class _Steps:
         seed: int,
         mesh: Mesh,
         shardings: tuple[Any, Any],
+        workers: int,
     ):
-        self.stage, self.frozen, self.mesh = stage, frozen, mesh
+        self.stage, self.frozen, self.mesh, self.workers = stage, frozen, mesh, workers
         self.key = jax.random.fold_in(jax.random.key(seed), sum(stage.name.encode()))
         self.schedule = learning_rate(stage.optimizer, stage.steps)
         self.micro = stage.optimizer.accumulation
@@ -125,45 +149,52 @@ class _Steps:
         check_rows(mesh, stage.batch_size // self.micro, f"stage {stage.name}, batch_size / accumulation")
         self.step = compiled_step(stage.loss, optimizer, self.micro, mesh, shardings)
 
-    def run(self, trained, state, first: int, checkpoints: Checkpoints, metrics: "MetricsLog | None", workdir: Path):
+    def run(self, trained, state, first: int, checkpoints: Checkpoints, watch: Watch | None, workdir: Path):
+        """From step `first` to the last, saving and reporting on the way; what was trained."""
         stage, config = self.stage, self.stage.config
         stop = _StopSignal()
-        bar = tqdm(
-            total=stage.steps,
-            initial=first,
-            desc=f"{stage.name:>13}",
-            unit="step",
-            mininterval=1.0,
-            disable=jax.process_index() > 0,
-        )
+        validation = None
+        if stage.held_out is not None and config.eval_every:
+            validation = Validation(stage.held_out, self.frozen, workdir / stage.name, self._placed)
         pending = None  # the step before, whose metrics are read while the device works on this one
         saved = first
+        bad = _Bad(stage.max_bad)
         with stop:
             for step, batch in enumerate(self._batches(first), first):
-                batch = self._on_devices(batch)
+                notes = {name: batch.pop(name) for name in NOTE_FIELDS if name in batch} if type(batch) is dict else {}
+                batch = self.on_devices(batch)
                 started = time.perf_counter()
                 key = jax.random.fold_in(self.key, step)
                 trained, state, values = self.step(trained, state, self.frozen, batch, key)
                 if pending is not None:
-                    self._report(metrics, bar, *pending, saved)
-                pending = (step + 1, values, started)
+                    self._report(watch, *pending, saved)
+                pending = (step + 1, {**values, **bad.count(notes)}, started)
                 done = step + 1
                 stops = stop.requested_at(done)
                 save = done % config.save_every == 0 or done == stage.steps or stops
-                if save:
-                    self._report(metrics, bar, *pending, saved)
+                evaluate = validation is not None and done % config.eval_every == 0
+                if evaluate:
+                    pending[1].update(validation(done, trained))
+                if save or evaluate:
+                    self._report(watch, *pending, saved)
                     pending = None
+                if save:
                     checkpoints.save(done, trained, state, {"stage": stage.name, "step": done, **(stage.facts or {})})
                     saved = done
                 due = config.preview_every and done % config.preview_every == 0
                 if stage.preview is not None and (due or done == stage.steps) and not stops:
-                    stage.preview({**self.frozen, **trained}, done, workdir / stage.name / "previews")
+                    folder = workdir / stage.name / "previews"
+                    stage.preview({**self.frozen, **trained}, done, folder)
+                    if watch is not None:
+                        watch.pictures(folder, done)
+                if (evaluate or due) and watch is not None:
+                    watch.rates.pause()
                 if stops and done < stage.steps:
                     checkpoints.wait()
-                    bar.close()
                     raise Interrupted(f"{stage.name} saved at step {done}; the same command goes on from there")
         checkpoints.wait()
-        bar.close()
+        if validation is not None:
+            validation.close()
         return trained
 
     def _batches(self, first: int) -> Iterator[Any]:
@@ -174,6 +205,8 @@ class _Steps:
         if jax.process_count() > 1:
             batch = partial(_rows_of, batch, rows=self._rows_here())
         steps = grain.MapDataset.range(first, self.stage.steps).map(batch)
+        if self.workers:
+            return iter(steps.to_iter_dataset().mp_prefetch(worker_options(self.workers)))
         return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=PREFETCH, prefetch_buffer_size=PREFETCH)))
 
     def _rows_here(self) -> np.ndarray:
@@ -182,7 +215,8 @@ class _Steps:
         here = rows_here(batch_sharding(self.mesh), size)
         return (np.arange(self.micro)[:, None] * size + here).reshape(-1)
 
-    def _on_devices(self, batch: Any) -> Any:
+    def on_devices(self, batch: Any) -> Any:
+        """A step's batch where the step wants it, cut into micro-batches."""
         if self.micro > 1:
             batch = jax.tree.map(lambda x: x.reshape(self.micro, x.shape[0] // self.micro, *x.shape[1:]), batch)
         if jax.process_count() == 1:
@@ -196,15 +230,16 @@ class _Steps:
 
         return jax.tree.map(joined, batch)
 
-    def _report(
-        self, metrics: "MetricsLog | None", bar: tqdm, step: int, values: Metrics, started: float, saved: int
-    ) -> None:
+    def _placed(self, batch: Any) -> Any:
+        """A batch of the held-out stories: as large as a step's, in one piece."""
+        batch = {name: value for name, value in batch.items() if name not in NOTE_FIELDS}
+        return jax.tree.map(lambda x: place(x, batch_sharding(self.mesh)), batch)
+
+    def _report(self, watch: Watch | None, step: int, values: Metrics, started: float, saved: int) -> None:
         numbers = {name: float(value) for name, value in jax.device_get(values).items()}
         numbers["learning_rate"] = float(self.schedule(step - 1))
-        if metrics is not None:
-            metrics.write(step, numbers, time.perf_counter() - started)
-        bar.update(1)
-        bar.set_postfix_str(f"loss {numbers['loss']:.4f}", refresh=False)
+        if watch is not None:
+            watch.step(step, numbers, time.perf_counter() - started)
         if not (math.isfinite(numbers["loss"]) and math.isfinite(numbers["grad_norm"])):
             message = (
                 f"stage {self.stage.name}, step {step}: loss {numbers['loss']}, gradient norm {numbers['grad_norm']}; "
@@ -213,6 +248,29 @@ class _Steps:
             if self.stage.config.on_nonfinite == "stop":
                 raise UserError(message + "; lower the learning rate, or set on_nonfinite=skip")
             log.warning("%s; the step was skipped", message)
+
+
+class _Bad:
+    """Counts what batches say could not be read, over all worker processes. Raises UserError past `max_bad`."""
+
+    def __init__(self, max_bad: int):
+        self.max_bad, self.seen = max_bad, set()
+
+    def count(self, notes: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Numbers for the log: of a batch that says nothing, none."""
+        numbers = {}
+        if "unreadable" in notes:
+            said = [str(note) for note in notes["unreadable"] if note]
+            self.seen.update(note.partition(":")[0] for note in said)
+            numbers["replaced_rows"] = float(len(said))
+            if len(self.seen) > self.max_bad:
+                raise UserError(
+                    f"{len(self.seen)} stories or pictures cannot be read, data.max_bad {self.max_bad} are allowed; "
+                    f"the last: {said[-1]}"
+                )
+        if "over_length" in notes:
+            numbers["over_length_rows"] = float(notes["over_length"].sum())
+        return numbers
 
 
 def _rows_of(batch: Callable[..., Any], step: int, rows: np.ndarray) -> Any:
@@ -263,46 +321,16 @@ def train_step(loss, optimizer, accumulation: int, trained, state, frozen, batch
     updates, new_state = optimizer.update(grads, state, trained)
     new_trained = optax.apply_updates(trained, updates)
     keep = partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
+    metrics |= {f"grad_norm/{part}": optax.tree.norm(group) for part, group in _by_part(grads).items()}
     return keep(new_trained, trained), keep(new_state, state), {**metrics, "grad_norm": norm}
 
 
-class MetricsLog:
-    """workdir/metrics.jsonl, one line a step and none twice, and the same numbers as TensorBoard events."""
-
-    def __init__(self, workdir: Path, stage: str, first: int):
-        self.path, self.stage = workdir / "metrics.jsonl", stage
-        self._drop_after(first)
-        self._file = self.path.open("a", buffering=1)
-        from tensorboardX import SummaryWriter
-
-        self._events = SummaryWriter(str(workdir / "tensorboard" / stage), purge_step=first + 1, flush_secs=30)
-
-    def _drop_after(self, first: int) -> None:
-        """Cuts off this stage's lines past the restored step, and a last line that a kill tore."""
-        if not self.path.exists():
-            return
-        kept = []
-        for line in self.path.read_text().splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if row["stage"] != self.stage or row["step"] <= first:
-                kept.append(line + "\n")
-        beside = self.path.with_name("metrics.jsonl.partial")
-        beside.write_text("".join(kept))
-        beside.replace(self.path)
-
-    def write(self, step: int, numbers: Mapping[str, float], seconds: float) -> None:
-        """Appends one line; `step_seconds` is the only field that differs between two runs."""
-        self._file.write(json.dumps({"stage": self.stage, "step": step, **numbers, "step_seconds": seconds}) + "\n")
-        for name, value in numbers.items():
-            self._events.add_scalar(f"{self.stage}/{name}", value, step)
-
-    def close(self) -> None:
-        """Flushes both."""
-        self._file.close()
-        self._events.close()
+def _by_part(values: Parameters) -> dict[str, list[jax.Array]]:
+    """ "story.llama.norm.scale" counts for "llama"; a stage that trains one module has no parts."""
+    groups: dict[str, list[jax.Array]] = {}
+    for name, value in values.items():
+        groups.setdefault(".".join(name.split(".")[1:2]), []).append(value)
+    return groups if len(groups) > 1 else {}
 
 
 class _StopSignal:

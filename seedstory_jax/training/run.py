@@ -7,7 +7,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from seedstory_jax.config import Config, StageConfig, differing_keys, to_dict
+from seedstory_jax.config import Config, StageConfig, differing_keys, from_dict, to_dict
 from seedstory_jax.distributed import first_process_first, on_host
 from seedstory_jax.errors import UserError
 from seedstory_jax.models.parameters import Parameters
@@ -25,7 +25,16 @@ CONFIG_FILE = "config.json"
 # What each stage reads besides its own section; a change in any of it is another run.
 SHARED_SECTIONS = ("seed", "model", "data")
 # May change between two runs of one stage: how often to look, where to compute.
-FREE_KEYS = ("save_every", "keep", "log_every", "preview_every", "on_nonfinite", "init_from")
+FREE_KEYS = (
+    "save_every",
+    "keep",
+    "log_every",
+    "preview_every",
+    "eval_every",
+    "eval_batches",
+    "on_nonfinite",
+    "init_from",
+)
 
 PARTS_NEEDED: dict[str, tuple[str, ...]] = {
     "detokenizer": ("vit", "vae", "detokenizer"),
@@ -64,7 +73,7 @@ def train(config: Config, workdir: Path) -> None:
             stage = MAKE[name](config, workspace, parameters)
             # The encoders have done their work; previews alone ask for them again.
             parameters |= on_host({name: value for name, value in parameters.items() if is_encoder(name)})
-        run_stage(stage, workdir, seed=config.seed, mesh=mesh)
+        run_stage(stage, workdir, seed=config.seed, mesh=mesh, workers=config.data.workers, watch=config.watch)
 
 
 def train_tokenizer(config: Config, workspace: Workspace, mesh: Mesh) -> None:
@@ -113,7 +122,7 @@ def claim(config: Config, workdir: Path) -> None:
     path = workdir / CONFIG_FILE
     new = to_dict(config)
     if path.exists():
-        old = json.loads(path.read_text())
+        old = with_defaults(json.loads(path.read_text()))
         rows = differing_keys(
             {key: old.get(key) for key in SHARED_SECTIONS}, {key: new[key] for key in SHARED_SECTIONS}
         )
@@ -131,6 +140,14 @@ def claim(config: Config, workdir: Path) -> None:
                 "use another --workdir, or the config it was begun with"
             )
     write_json(path, new)
+
+
+def with_defaults(old: dict[str, Any]) -> dict[str, Any]:
+    """A stored config with what keys that are younger than it default to."""
+    try:
+        return to_dict(from_dict(Config, old))
+    except UserError:  # a key that is no more: shown as a difference
+        return old
 
 
 def check_tokenizer(config: Config, workspace: Workspace) -> None:

@@ -1,88 +1,95 @@
 """Stage 2, `story`: the MLLM learns the next caption and the next picture's features (SEED-Story, section 3.2)."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from seedstory_jax.config import Config
-from seedstory_jax.data.pipeline import Plan, StoryRows, stack
-from seedstory_jax.data.sequence import SequenceConfig
+from seedstory_jax.data.sources import JoinedSource
 from seedstory_jax.models.parameters import Parameters
 from seedstory_jax.models.story_mllm import StoryBatch, StoryLosses, story_losses
-from seedstory_jax.training.loop import ALL_ROWS, Metrics, Stage
+from seedstory_jax.training.feature_cache import Rows
+from seedstory_jax.training.loop import Metrics, Stage
 from seedstory_jax.training.parts import build, trainable_names
+from seedstory_jax.training.rows import RowBatches
+from seedstory_jax.training.step_flops import story_step_flops
+from seedstory_jax.training.validation import HeldOut
+from seedstory_jax.training.watch import StepSize
 from seedstory_jax.training.workspace import Workspace
 
 FIELDS = tuple(field.name for field in dataclasses.fields(StoryBatch))
 
 
 def story_stage(config: Config, workspace: Workspace, parameters: Parameters) -> Stage:
-    """The story model on cached features of the frozen ViT."""
-    features = workspace.features(parameters, workspace.vit_transform)
+    """The story model on the frozen ViT's features."""
+    features = workspace.rows("squash", parameters)
+    size = config.story.batch_size
     own = {name: value for name, value in parameters.items() if name.startswith("story.")}
+
+    def rows_of(source: JoinedSource, features: Rows) -> RowBatches:
+        return RowBatches(
+            config,
+            workspace.tokenizer,
+            source,
+            {"image_features": features},
+            seed=config.seed,
+            batch_size=size,
+            packed=config.story.pack,
+        )
+
+    batches = rows_of(workspace.train, features)
+    print(f"story: {batches.lengths()}", flush=True)
+
+    def loss(parameters, batch, key):
+        read = features.values(parameters, batch["image_features"])
+        return story_loss(config, parameters, {**batch, "image_features": read}, key)
+
+    held_out = None
+    if config.story.eval_every:
+        unseen = rows_of(workspace.held_out, workspace.rows("squash", parameters, workspace.held_out))
+
+        def without_dropout(parameters, batch, _):
+            return loss(parameters, batch, None)
+
+        held_out = HeldOut(without_dropout, unseen, config.story.eval_batches)
+
+    preview = None
+    if config.story.preview_every:  # it takes telling and drawing, so only if asked for
+        from seedstory_jax.training.story_preview import story_preview
+
+        preview = story_preview(config, workspace, features)
+
+    layout = batches.rows.config
     return Stage(
         name="story",
         config=config.story,
         optimizer=config.story.optimizer,
         steps=config.story.steps,
-        parameters=own,
+        parameters={**own, **features.weights},
         trainable=trainable_names("story", config.story.trainable),
-        loss=partial(story_loss, config),
-        batch=row_batches(config, workspace, features, seed=config.seed, batch_size=config.story.batch_size),
-        batch_size=config.story.batch_size,
+        loss=loss,
+        batch=batches,
+        batch_size=size,
+        preview=preview,
+        held_out=held_out,
+        size=StepSize(
+            images=size * layout.max_images,
+            tokens=size * layout.max_tokens,
+            flops=story_step_flops(config, size, layout.max_images),
+        ),
+        max_bad=config.data.max_bad,
+        facts={"base": config.model.base},
     )
 
 
 def story_loss(
-    config: Config, parameters: Parameters, batch: Mapping[str, jax.Array], key: jax.Array
+    config: Config, parameters: Parameters, batch: Mapping[str, jax.Array], key: jax.Array | None
 ) -> tuple[jax.Array, Metrics]:
-    """The stage's loss and what the log says of it."""
+    """The stage's loss and what the log says of it; without dropout and noise where `key` is None."""
     total, losses = losses_of(config, parameters, batch, key)
     return total, story_metrics(batch, losses)
-
-
-def row_batches(
-    config: Config, workspace: Workspace, features: np.ndarray, *, seed: int, batch_size: int
-) -> Callable[..., dict[str, np.ndarray]]:
-    """(step, rows) -> the fields of a StoryBatch, of rows as the story stage's config describes them.
-
-    Beside them `picture` int32 [b i]: each image's place in `workspace.train.image_paths()`.
-    """
-    stage = config.story
-    stories, offsets = workspace.train.stories, workspace.train.offsets
-    plan = Plan(
-        lengths=tuple(map(len, stories)),
-        batch_size=batch_size,
-        seed=seed,
-        max_turns=stage.max_turns,
-        turns=dict.fromkeys(stage.turns.split("+"), 1.0),
-        max_position_offset=stage.position_offset,
-    )
-    layout = SequenceConfig(
-        num_image_tokens=config.model.story.num_image_tokens,
-        max_tokens=stage.max_length,
-        max_images=stage.max_turns,
-        supervise=stage.supervise,
-    )
-
-    def places(story: int, turns: Sequence[int]) -> np.ndarray:
-        return (offsets[story] + np.asarray(turns)).astype(np.int32)
-
-    rows = StoryRows(
-        stories, workspace.tokenizer, plan, layout, places, image_key="picture", max_bad=config.data.max_bad
-    )
-
-    def batch(step: int, here: Any = ALL_ROWS) -> dict[str, np.ndarray]:
-        places = np.arange(step * batch_size, (step + 1) * batch_size)[here]
-        fields = stack([rows[place] for place in places.tolist()])
-        return {**fields, "image_features": features[fields["picture"]]}
-
-    return batch
 
 
 def losses_of(

@@ -123,7 +123,7 @@ def vit_stage(config: Config, workspace: Workspace, vae: Parameters) -> Stage:
     """The ViT on the frozen VAE's latents and the captions' words."""
     stage = config.tokenizer
     transform = workspace.vit_transform
-    pictures, moments = workspace.pictures(transform), workspace.latents(vae)
+    pictures, moments = workspace.pictures(transform), workspace.rows("moments", vae)
     channels = config.model.vae.latent_channels
     words = caption_words(workspace)
     make_head = partial(FeatureHead, config, words.shape[1])
@@ -146,7 +146,7 @@ def vit_stage(config: Config, workspace: Workspace, vae: Parameters) -> Stage:
         chosen = _draw(config.seed, step, len(pictures), stage.batch_size)[here]
         return {
             "images": transform.normalise(pictures[chosen]),
-            "latents": moments[chosen][..., :channels],
+            "latents": moments.read(chosen)[..., :channels].astype(np.float32),
             "words": words[chosen].astype(np.float32),
         }
 

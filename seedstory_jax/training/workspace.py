@@ -1,28 +1,26 @@
 """What a run has around it: the stories, their tokenizer, pictures and frozen features, kept in the workdir.
 
-The toy world and its tokenizer are built where they are missing. Pictures are decoded once; features of the frozen ViT
-and moments of the frozen VAE are computed once and read by memory map.
+The toy world and its tokenizer are built where they are missing. What the frozen ViT and VAE make of pictures is read
+as `config.data.features` says (`feature_cache`).
 """
 
-from collections.abc import Callable
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from seedstory_jax.config import Config
-from seedstory_jax.data.array_cache import cached_array, digest_arrays
-from seedstory_jax.data.images import ImageTransform, read_images
+from seedstory_jax.data.array_cache import cached_array, digest
+from seedstory_jax.data.images import ImageTransform
+from seedstory_jax.data.sources import JoinedSource, open_source
 from seedstory_jax.data.storystream import StoryDataset
 from seedstory_jax.data.tokenizer import StoryTokenizer, toy_tokenizer
 from seedstory_jax.errors import UserError
 from seedstory_jax.models.parameters import Parameters
-from seedstory_jax.training.parts import build
+from seedstory_jax.training.feature_cache import CachedRows, Encoder, OnlineRows, Rows, check_cache, write_cache
 
 WORLD, TOKENIZER, CACHE = "world", "text_tokenizer", "cache"
-CHUNK = 128  # pictures encoded at a time
+VALIDATION = "val"
 
 
 class Workspace:
@@ -32,11 +30,11 @@ class Workspace:
         self.config, self.workdir = config, workdir
 
     @cached_property
-    def folder(self) -> Path:
-        """The StoryStream folder: the configured one, or the toy world, built if it is not there."""
+    def folders(self) -> tuple[Path, ...]:
+        """The configured folders of stories, or the toy world, built if it is not there."""
         data = self.config.data
         if data.folder:
-            return Path(data.folder)
+            return tuple(Path(folder) for folder in data.folder.split(",") if folder)
         if not data.toy_world.stories:
             raise UserError(
                 "data.folder is empty: give the folder of your StoryStream files with --config.data.folder="
@@ -46,13 +44,14 @@ class Workspace:
         world = data.toy_world
         series = list(CASTS)[world.series]
         print(f"building the toy world ({world.stories} stories of the {series} series)", flush=True)
-        return build_toy_world(
+        built = build_toy_world(
             self.workdir / WORLD,
             series=series,
             num_train=world.stories,
             num_val=world.validation_stories,
             seed=self.config.seed,
         )
+        return (built,)
 
     @cached_property
     def tokenizer(self) -> StoryTokenizer:
@@ -62,86 +61,79 @@ class Workspace:
         return toy_tokenizer(self.workdir / TOKENIZER)
 
     @cached_property
-    def train(self) -> StoryDataset:
-        """The stories to train on."""
-        return self._stories("train.jsonl")
+    def train(self) -> JoinedSource:
+        """The stories to train on, of all folders."""
+        return JoinedSource([self._source(folder, "train") for folder in self.folders])
+
+    @cached_property
+    def held_out(self) -> JoinedSource:
+        """Stories of the folders that no stage trains on. Raises UserError for a folder that has none."""
+        for folder in self.folders:
+            if not (folder / "dataset_info.json").is_file() and not (folder / f"{VALIDATION}.jsonl").is_file():
+                raise UserError(
+                    f"{folder} has no {VALIDATION}.jsonl to validate on: make one with `python -m "
+                    "seedstory_jax.storystream split`, or set eval_every=0"
+                )
+        return JoinedSource([self._source(folder, VALIDATION) for folder in self.folders])
 
     @cached_property
     def validation(self) -> StoryDataset:
-        """Stories that no stage sees."""
-        return self._stories("val.jsonl")
+        """The first folder's stories that no stage sees, with the paths of their pictures."""
+        folder = self.folders[0]
+        file = folder / f"{VALIDATION}.jsonl"
+        return StoryDataset(file if file.is_file() else folder, folder, max_bad=self.config.data.max_bad)
 
-    def _stories(self, name: str) -> StoryDataset:
-        file = self.folder / name
-        source = file if file.is_file() else self.folder
-        return StoryDataset(source, self.folder, max_bad=self.config.data.max_bad)
+    def _source(self, folder: Path, split: str):
+        file = folder / f"{split}.jsonl"
+        path = file if file.is_file() else folder
+        return open_source(path, folder, split=split, max_bad=self.config.data.max_bad)
 
     @property
     def vit_transform(self) -> ImageTransform:
         """How the ViT sees a picture in stage 2 and in sampling: squashed to a square."""
-        return self._transform("clip", self.config.model.vit.image_size)
-
-    @property
-    def crop_transform(self) -> ImageTransform:
-        """How the ViT sees it in stages 1 and 3: a centre crop that keeps the ratio."""
-        return self._transform("clip", self.config.model.vit.image_size, keep_ratio=True)
+        return Encoder(self.config, "squash").transform
 
     @property
     def pixel_transform(self) -> ImageTransform:
         """What the de-tokenizer shall draw."""
-        return self._transform("sd", self.config.model.image_size)
-
-    def _transform(self, kind: str, size: int, *, keep_ratio: bool | None = None) -> ImageTransform:
-        return ImageTransform(kind, size, keep_ratio, self.config.data.resample or None)
+        return Encoder(self.config, "moments").transform
 
     def pictures(self, transform: ImageTransform) -> np.ndarray:
-        """Every training picture at its final size, uint8 [n s s 3], decoded once."""
-        paths = self.train.image_paths()
+        """Every training picture at its final size, uint8 [n s s 3], decoded once: for worlds as small as the toy's."""
+        stories, count = self.train.stories, int(self.train.offsets[-1])
         kind = f"pictures-{transform.kind}"
-        key = {"transform": repr(transform), "count": len(paths), "source": str(self.train.source.resolve())}
-        shape = (len(paths), transform.size, transform.size, 3)
-        produce = lambda first, stop: read_images(paths[first:stop], transform)  # noqa: E731
+        names = digest({"images": [list(story.images) for story in stories]})
+        key = {"transform": repr(transform), "images": names, "folders": [str(path) for path in self.folders]}
+        shape = (count, transform.size, transform.size, 3)
+        produce = lambda first, stop: self.train.read(range(first, stop), transform)  # noqa: E731
         return cached_array(self.workdir / CACHE, kind, key, shape, np.uint8, produce, chunk=1024)
 
-    def features(self, parameters: Parameters, transform: ImageTransform) -> np.ndarray:
-        """The frozen ViT's features of every training picture, float32 [n q d]."""
-        vit = self.config.model.vit
-        encode = partial(_encode, self.config, "vit")
-        shape = (vit.n_queries, vit.output_dim)
-        return self._encoded("features", "vit", encode, parameters, transform, shape)
+    def rows(self, kind: str, parameters: Parameters, source: JoinedSource | None = None) -> Rows:
+        """Where a stage reads features or moments of `source`'s pictures (of the training ones), see `feature_cache`.
 
-    def latents(self, parameters: Parameters) -> np.ndarray:
-        """The frozen VAE's moments of every training picture, float32 [n h w 2 c]: mean, then log variance."""
-        model = self.config.model
-        side = model.image_size // model.vae.downscale
-        encode = partial(_encode, self.config, "vae")
-        return self._encoded(
-            "latents", "vae", encode, parameters, self.pixel_transform, (side, side, 2 * model.vae.latent_channels)
-        )
-
-    def _encoded(
-        self, name: str, part: str, encode: Callable, parameters: Parameters, transform: ImageTransform, shape: tuple
-    ) -> np.ndarray:
-        pictures = self.pictures(transform)
-        weights = {key: value for key, value in parameters.items() if key.startswith(f"{part}.")}
-        key = {
-            "weights": digest_arrays(jax.device_get(weights)),
-            "transform": repr(transform),
-            "source": str(self.train.source.resolve()),
-        }
-
-        def produce(first: int, stop: int) -> np.ndarray:
-            images = np.zeros((CHUNK, *pictures.shape[1:]), np.float32)
-            images[: stop - first] = transform.normalise(pictures[first:stop])
-            return np.asarray(encode(weights, images))[: stop - first]
-
-        return cached_array(self.workdir / CACHE, name, key, (len(pictures), *shape), np.float32, produce, chunk=CHUNK)
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _encode(config: Config, part: str, parameters: Parameters, images: jax.Array) -> jax.Array:
-    module = build(config.model, part, parameters)
-    if part == "vit":
-        return module(images).astype(jnp.float32)
-    mean, logvar = module.encode(images)
-    return jnp.concatenate([mean, logvar], axis=-1)
+        Raises UserError if the configured cache is stale or lacks pictures.
+        """
+        source, data = source or self.train, self.config.data
+        encoder = Encoder(self.config, kind)
+        if data.features == "online":
+            return OnlineRows(encoder, source, parameters)
+        if data.features == "workdir":
+            split = VALIDATION if source is not self.train else "train"
+            folders = [self.workdir / CACHE / f"{split}{number or ''}" for number in range(len(source.sources))]
+            for folder, part in zip(folders, source.sources):
+                write_cache(
+                    encoder, parameters, part, folder, dtype=data.features_dtype, max_bad=self.config.data.max_bad
+                )
+            return CachedRows(encoder, source, folders)
+        folders = [Path(folder) for folder in data.features.split(",")]
+        if len(folders) != len(source.sources):
+            raise UserError(
+                f"data.features names {len(folders)} folders, data.folder {len(source.sources)}: one for each"
+            )
+        for folder, stories in zip(folders, self.folders):
+            command = (
+                f"python -m seedstory_jax.storystream features {stories} --workdir={self.workdir} --out={folder} "
+                f"--kinds={kind}"
+            )
+            check_cache(encoder, parameters, folder, command)
+        return CachedRows(encoder, source, folders)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from seedstory_jax.config import load_config, to_dict
+from seedstory_jax.data.array_cache import open_array
 from seedstory_jax.data.toy_world import build_toy_world
 from seedstory_jax.errors import UserError
 from seedstory_jax.storystream.__main__ import main
@@ -26,13 +27,15 @@ def test_features(workdir, tmp_path, capsys):
     world = build_toy_world(tmp_path / "toy", series="sunny", num_train=3, num_val=0, seed=0, processes=1)
     flags = ["features", str(world / "train.jsonl"), f"--workdir={workdir}", f"--out={tmp_path / 'out'}"]
     assert main(flags) == 0
-    index = json.loads((tmp_path / "out" / "index.json").read_text())
-    features = np.load(tmp_path / "out" / index["file"])
+    index = json.loads((tmp_path / "out" / "squash.json").read_text())
+    features = open_array(tmp_path / "out" / index["file"], "bfloat16").astype(np.float32)
     assert features.shape == (90, 16, 128) and np.isfinite(features).all() and features.std() > 0
-    assert [story["images"] for story in index["stories"]] == [30, 30, 30]
+    assert len(set(index["images"])) == 90
     assert main(flags) == 0  # it is there: read, not made again
-    assert main([*flags, "--keep_ratio"]) == 0
+    assert main([*flags, "--kinds=crop", "--dtype=float32"]) == 0
     assert len(list((tmp_path / "out").glob("*.npy"))) == 2
+    with pytest.raises(UserError, match="unknown kind of features 'corp'"):
+        main([*flags, "--kinds=corp"])
 
 
 def test_features_need_a_workdir(tmp_path):

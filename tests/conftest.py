@@ -63,7 +63,7 @@ def micro_config(**changes):
     return from_dict(Config, values)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def micro():
     return micro_config()
 

@@ -25,6 +25,18 @@ def test_full_size(variant, rank, trainable):
     assert config.adapt.optimizer.accumulation == 4
 
 
+@pytest.mark.parametrize(("variant", "devices"), [("", 8), (":v5e-16", 16), (":one-gpu", 1)])
+def test_finetuning(variant, devices):
+    """The published model; batches that its mesh divides, in every micro-batch."""
+    config = load_config(f"{ROOT}/configs/finetune.py{variant}")
+    assert config.model == load_config(f"{ROOT}/configs/seedstory_7b.py").model
+    assert config.mesh.data * config.mesh.fsdp * config.mesh.tensor == devices
+    for stage in (config.story, config.adapt):
+        assert stage.eval_every and stage.optimizer.accumulation >= 1
+        assert stage.batch_size // stage.optimizer.accumulation % devices == 0
+    assert config.story.supervise == "all" and config.story.max_length >= 2 + 10 * (40 + 66) + 9 * 64
+
+
 def test_an_unknown_variant_is_refused():
     with pytest.raises(UserError, match="unknown variant 'papper'"):
         load_config(f"{ROOT}/configs/seedstory_7b.py:papper")

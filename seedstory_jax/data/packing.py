@@ -63,9 +63,9 @@ class PackedRows:
             fits = self.rows.length_of(choice) <= self.rows.config.max_tokens
             rows.append(self.rows.row(single, within=choice if fits and len(places) > 1 else None))
         packed = pack_rows(rows, self.rows.config)
-        notes = [row["unreadable"] for row in rows if row["unreadable"]]
+        notes = [row["unreadable"] for row in rows if str(row["unreadable"])]
         packed["unreadable"] = notes[-1] if notes else rows[0]["unreadable"]
-        packed["over_length"] = np.sum([row["over_length"] for row in rows], dtype=np.int32)
+        packed["over_length"] = np.array(sum(int(row["over_length"]) for row in rows), np.int32)
         return packed
 
 

@@ -176,7 +176,7 @@ class StoryRows:
                 unreadable = f"story {self.stories[choice.story].id}: {error}"
                 self._count_bad(choice.story, unreadable, error)
                 continue
-            row["unreadable"], row["over_length"] = np.array(unreadable, NOTE), np.int32(over_length)
+            row["unreadable"], row["over_length"] = np.array(unreadable, NOTE), np.array(over_length, np.int32)
             return row
         raise UserError(
             f"no usable story found in {MAX_ATTEMPTS} attempts at row {place}, {over_length} of them too long for "

@@ -168,12 +168,12 @@ class JoinedSource:
         """Every caption, in the order of places."""
         return [caption for story in self.stories for caption in story.captions]
 
-    def read(self, places: Sequence[int], transform: ImageTransform, *, threads: int = 2) -> np.ndarray:
-        """Pictures uint8[n size size 3] of some places; raises UserError for the first that cannot be read."""
+    def read(self, places: Any, transform: ImageTransform, *, threads: int = 2) -> np.ndarray:
+        """Pictures uint8[n size size 3] of a list or array of places. UserError for the first that cannot be read."""
         pictures = np.empty((len(places), transform.size, transform.size, 3), np.uint8)
 
         def one(number: int) -> None:
-            pictures[number] = transform.pixels(self.picture(*self.at(places[number])))
+            pictures[number] = transform.pixels(self.picture(*self.at(int(places[number]))))
 
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(one, range(len(places))))

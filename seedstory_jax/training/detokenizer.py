@@ -65,7 +65,7 @@ def detokenizer_stage(config: Config, workspace: Workspace, parameters: Paramete
         steps=stage.steps,
         parameters={**own, **features.weights, **moments.weights},
         trainable=trainable_names("detokenizer", stage.trainable),
-        loss=partial(detokenizer_loss, config),
+        loss=loss,
         batch=batch,
         batch_size=stage.batch_size,
         preview=preview,
@@ -107,7 +107,7 @@ class PictureBatches:
             read = {name: rows.read(chosen) for name, rows in self.rows.items()}
         except (UserError, OSError):  # one of them: which?
             numbers = np.arange(self.size)[here]
-            found = [self._readable(place, [self.seed, 2, step, row]) for place, row in zip(chosen, numbers)]
+            found = [self._readable(int(place), [self.seed, 2, step, row]) for place, row in zip(chosen, numbers)]
             unreadable = np.array([note for _, note in found], NOTE)
             read = {name: np.stack([row[name] for row, _ in found]) for name in self.rows}
         return {**read, "unreadable": unreadable}

@@ -3,7 +3,6 @@
 import dataclasses
 import statistics
 import time
-from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +18,7 @@ from seedstory_jax.data.images import ImageTransform
 from seedstory_jax.data.pipeline import NOTE_FIELDS
 from seedstory_jax.data.sources import JoinedSource
 from seedstory_jax.data.storystream import Story
+from seedstory_jax.data.tokenizer import StoryTokenizer
 from seedstory_jax.models.parameters import Parameters, abstract_parameters, with_prefix
 from seedstory_jax.sharding import make_mesh, optimizer_shardings, parameter_shardings
 from seedstory_jax.training.feature_cache import Encoder, OnlineRows, Rows
@@ -163,21 +163,20 @@ class _RandomStories:
         return Image.fromarray(pixels)
 
 
-class _RandomTokenizer:
+class _RandomTokenizer(StoryTokenizer):
     """Every caption has as many tokens as fill a row."""
 
-    pad, bos, eos = 0, 1, 2
-
     def __init__(self, config: Config):
+        self.pad, self.bos, self.eos = 0, 1, 2
         vocabulary, queries = config.model.story.llama.vocab_size, config.model.story.num_image_tokens
         self.boi, self.eoi = vocabulary - 2, vocabulary - 1
-        self.image_ids = tuple(range(vocabulary - 2 - queries, vocabulary - 2))
+        self.image_ids = list(range(vocabulary - 2 - queries, vocabulary - 2))
         story = config.story
         images = 2 if story.supervise == "all" else 1
         self.words = max(1, (story.max_length - 2) // story.max_turns - images * queries - 2)
         self.most = vocabulary - 2 - queries
 
-    def first_turn(self, caption: str) -> Sequence[int]:
+    def first_turn(self, caption: str) -> list[int]:
         return [3 + number % (self.most - 3) for number in range(self.words)]
 
     next_turn = first_turn

@@ -120,12 +120,12 @@ class MetricsLog:
 
     def __init__(self, workdir: Path, stage: str, first: int, config: WatchConfig):
         self.path, self.stage = workdir / "metrics.jsonl", stage
+        self._wandb = _wandb_run(config.wandb_project, workdir, stage) if config.wandb_project else None
         self._drop_after(first)
         self._file = self.path.open("a", buffering=1)
         from tensorboardX import SummaryWriter
 
         self._events = SummaryWriter(str(workdir / "tensorboard" / stage), purge_step=first + 1, flush_secs=30)
-        self._wandb = _wandb_run(config.wandb_project, workdir, stage) if config.wandb_project else None
 
     def _drop_after(self, first: int) -> None:
         """Cuts off this stage's lines past the restored step, and a last line that a kill tore."""

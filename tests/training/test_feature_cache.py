@@ -19,10 +19,8 @@ from seedstory_jax.training.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
-def config():
-    from conftest import micro_config
-
-    return micro_config()
+def config(micro):
+    return micro
 
 
 @pytest.fixture(scope="module")

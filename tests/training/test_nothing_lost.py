@@ -75,6 +75,8 @@ def tiny_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the threads that failed
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_full_disk_says_so_and_older_checkpoints_stay_good(tiny_disk):
     checkpoints = Checkpoints(tiny_disk / "story", keep=5)
     trained, state = {"a": jnp.arange(20_000.0)}, {"m": jnp.ones(3)}

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -76,8 +77,8 @@ class ImageTransform:
         image = image.resize((width, height), resample) if (width, height) != image.size else image
         return np.asarray(image.crop((left, top, left + self.size, top + self.size)))
 
-    def normalise(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8[... H W 3] to the float32 that the model takes."""
+    def normalise(self, pixels: Any) -> Any:
+        """uint8[... H W 3] to the float32 that the model takes; numpy's or jax's, as it was given."""
         scaled = pixels.astype(np.float32) / np.float32(255)
         if self.kind == "sd":
             return (scaled - np.float32(0.5)) / np.float32(0.5)

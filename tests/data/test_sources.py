@@ -120,7 +120,7 @@ def test_one_loader_over_all(folder, packed, prepared, tmp_path):
     for path in (folder / "train.jsonl", packed, prepared):
         source = open_source(path)
         plan = Plan(tuple(map(len, source.stories)), batch_size=2, max_turns=3)
-        rows = StoryRows(source.stories, tokenizer, plan, config, PictureReader(source, SMALL), image_key="images")
+        rows = StoryRows(source.stories, tokenizer, plan, config, {"images": PictureReader(source, SMALL)})
         batch = next(batches(rows, steps=1))
         assert batch["images"].shape == (2, 3, 64, 64, 3) and batch["images"].dtype == np.float32
         seen.append(batch)

@@ -129,14 +129,14 @@ def draw_latents(config: Config, moments: jax.Array, key: jax.Array) -> jax.Arra
     return drawn * config.model.vae.scaling_factor
 
 
-def draw_pictures(config: Config, parameters: Parameters, features: np.ndarray) -> np.ndarray:
+def draw_pictures(config: Config, parameters: Mapping[str, Any], features: np.ndarray) -> np.ndarray:
     """uint8 [n h w 3] of features [n q d], as sampling draws them."""
     return make_renderer(config, parameters, batch_size=len(features)).draw(
         features, np.zeros(len(features), np.int32), np.arange(len(features))
     )
 
 
-def make_renderer(config: Config, parameters: Parameters, *, batch_size: int | None = None) -> Renderer:
+def make_renderer(config: Config, parameters: Mapping[str, Any], *, batch_size: int | None = None) -> Renderer:
     """The renderer of a model's parts (vit, vae, detokenizer) with the config's sampling defaults."""
     model, sample = config.model, config.sample
     ours = {name: value for name, value in parameters.items() if not name.startswith("story.")}

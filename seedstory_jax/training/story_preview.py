@@ -12,6 +12,7 @@ from seedstory_jax.distributed import on_host
 from seedstory_jax.errors import UserError
 from seedstory_jax.generation.policies import make_policy
 from seedstory_jax.generation.story import StoryTeller, TellingConfig
+from seedstory_jax.generation.weights import for_sampling
 from seedstory_jax.models.parameters import Parameters
 from seedstory_jax.training.detokenizer import draw_pictures
 from seedstory_jax.training.feature_cache import Rows
@@ -52,9 +53,7 @@ def story_preview(config: Config, workspace: Workspace, features: Rows) -> Calla
 
 def tell(config: Config, workspace: Workspace, model, features: np.ndarray) -> list[list]:
     """The sequences that follow each opening, greedily."""
-    from seedstory_jax.system import merge_story_lora
-
-    model = model if model.config.llama.lora is None else merge_story_lora(model)
+    model = for_sampling(model, dtype=model.config.llama.dtype)
     policy = make_policy("multimodal_sink", window=config.sample.window)
     telling = TellingConfig(length=LENGTH, max_text_tokens=config.sample.max_text_tokens)
     teller = StoryTeller(model, workspace.tokenizer, policy, telling)

@@ -41,6 +41,10 @@ RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
 }
 
+# Pillow warns of sizes (the limit here is max_pixels) and of metadata nobody reads. Once for all, since threads decode:
+# `catch_warnings` around each picture would leave the filters of whichever thread came last.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 
 @dataclass(frozen=True)
 class ImageTransform:
@@ -132,9 +136,7 @@ def open_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Image.Image
 def decode_image(data: bytes, name: object, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The RGB picture of an encoded file's bytes; errors as in `open_image`, which say `name`."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own size warning: the limit here is max_pixels
-            return _decode(data, name, max_pixels)
+        return _decode(data, name, max_pixels)
     except UserError:
         raise
     except UnidentifiedImageError:

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from seedstory_jax.errors import UserError
@@ -37,7 +37,7 @@ def for_sampling(model: StoryMLLM, *, dtype: str = "bfloat16", weights: str = ""
     return ready
 
 
-def stored_as(dtype: str, parameters: Mapping[str, jax.Array]) -> Parameters:
+def stored_as(dtype: str, parameters: Mapping[str, Any]) -> Parameters:
     """Parameters by name in the dtype that they are computed in, the small ones left as they are."""
     kept = {name: name.rpartition(".")[2] in KEPT_IN_FLOAT32 for name in parameters}
-    return {name: value if kept[name] else jnp.asarray(value, dtype) for name, value in parameters.items()}
+    return {name: jnp.asarray(value, None if kept[name] else dtype) for name, value in parameters.items()}

@@ -106,8 +106,8 @@ class PictureBatches:
         try:
             read = {name: rows.read(chosen) for name, rows in self.rows.items()}
         except (UserError, OSError):  # one of them: which?
-            numbers = np.arange(self.size)[here]
-            found = [self._readable(int(place), [self.seed, 2, step, row]) for place, row in zip(chosen, numbers)]
+            numbers = np.arange(self.size)[here].tolist()
+            found = [self._readable(place, [self.seed, 2, step, row]) for place, row in zip(chosen.tolist(), numbers)]
             unreadable = np.array([note for _, note in found], NOTE)
             read = {name: np.stack([row[name] for row, _ in found]) for name in self.rows}
         return {**read, "unreadable": unreadable}

@@ -5,6 +5,7 @@ nothing but its arguments, so the state of the data is the step: a run that goes
 got, with any number of workers and hosts.
 """
 
+import gc
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ MAX_SUBSTITUTES = 100
 MAX_ATTEMPTS = 1000  # at one row; only ends a search that has nothing left to find
 PERIOD = 1000  # rows after which the mixture of datasets repeats
 NOTE_FIELDS = ("unreadable", "over_length")  # of a row: for the host to tell, not for a device
+PREFETCH = 2  # batches made ahead, by each worker
 NOTE = "<U200"  # why a story could not be read; of one size, so that rows stack
 
 
@@ -258,19 +260,22 @@ def batches(
     last = 2**40 // size if steps is None else start_step + steps
 
     data = grain.MapDataset.range(start_step, last).map(_HostBatch(source, size, host * share, share))
-    if workers:
-        return iter(data.to_iter_dataset().mp_prefetch(worker_options(workers)))
-    return iter(data.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
+    return read_ahead(data, workers)
 
 
-def worker_options(workers: int) -> Any:
-    """grain's options for that many processes that read ahead."""
+def read_ahead(data: Any, workers: int) -> Iterator[Any]:
+    """A grain MapDataset's items in order, made ahead by that many processes (0: by threads of this one)."""
     import grain
     from absl import flags
 
+    if not workers:
+        return iter(data.to_iter_dataset(grain.ReadOptions(num_threads=PREFETCH, prefetch_buffer_size=PREFETCH)))
     if not flags.FLAGS.is_parsed():  # grain's workers read absl's flags
         flags.FLAGS.mark_as_parsed()
-    return grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+    # What earlier workers left goes now: Python 3.12 complains of semaphores that are collected while others are made.
+    gc.collect()
+    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=PREFETCH)
+    return iter(data.to_iter_dataset().mp_prefetch(options))
 
 
 @dataclass(frozen=True)

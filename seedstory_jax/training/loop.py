@@ -23,7 +23,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from seedstory_jax.config import OptimizerConfig, StageConfig, WatchConfig
-from seedstory_jax.data.pipeline import NOTE_FIELDS, worker_options
+from seedstory_jax.data.pipeline import NOTE_FIELDS, read_ahead
 from seedstory_jax.distributed import place, rows_here
 from seedstory_jax.errors import UserError
 from seedstory_jax.models.layer_stack import activation_axes
@@ -43,7 +43,6 @@ from seedstory_jax.training.watch import StepSize, Watch
 log = logging.getLogger(__name__)
 Metrics = dict[str, jax.Array]
 ALL_ROWS = slice(None)
-PREFETCH = 2  # batches made ahead, in threads
 
 
 @dataclass(frozen=True)
@@ -205,9 +204,7 @@ class Steps:
         if jax.process_count() > 1:
             batch = partial(_rows_of, batch, rows=self._rows_here())
         steps = grain.MapDataset.range(first, self.stage.steps).map(batch)
-        if self.workers:
-            return iter(steps.to_iter_dataset().mp_prefetch(worker_options(self.workers)))
-        return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=PREFETCH, prefetch_buffer_size=PREFETCH)))
+        return read_ahead(steps, self.workers)
 
     def _rows_here(self) -> np.ndarray:
         """The rows of a batch that this process's devices work on, micro-batch by micro-batch."""

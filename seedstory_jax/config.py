@@ -161,6 +161,7 @@ class SampleConfig:
     temperature: float = 0.0  # 0 is greedy, as published
     top_p: float = 1.0
     weights: str = ""  # "int8" stores the LLM's projections in eight bits; "" in the model's compute dtype
+    checkpoint: str = "newest"  # or "best": of stages that were evaluated, what did best on held-out stories
 
 
 @dataclass(frozen=True)

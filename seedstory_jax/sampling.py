@@ -112,6 +112,7 @@ def make_teller(system: StorySystem, flags: argparse.Namespace) -> StoryTeller:
         settings["image_sink_cap"] = flags.image_sink_cap
     changes = {name: getattr(flags, name) for name in ("temperature", "top_p") if getattr(flags, name) is not None}
     changes |= {"at_limit": flags.at_limit, "allow_end": not flags.exact_length, "seed": flags.seed}
+    changes["keep_features"] = not flags.text_only
     telling = system.telling(length=flags.length, **changes)
     teller = system.teller(flags.policy, telling, **settings)
     check_memory(teller, 1 if flags.stories is None else flags.batch)

@@ -54,7 +54,14 @@ class StorySystem:
             return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=at)
 
         on_the_mesh = layout if self.mesh is not None else None
-        return load_parameters(self.config.model, (part,), self.workdir, seed=self.config.seed, layout=on_the_mesh)
+        return load_parameters(
+            self.config.model,
+            (part,),
+            self.workdir,
+            seed=self.config.seed,
+            layout=on_the_mesh,
+            checkpoint=self.config.sample.checkpoint,
+        )
 
     @cached_property
     def _vit(self) -> Parameters:

@@ -67,6 +67,8 @@ class TellingConfig:
         allow_end: whether the model may end a story itself (`</s>`).
         caption_instruction: put [INST] before given captions; the released visualisation script leaves it out.
         buffer_dtype: of keys and values; "" takes the model's compute dtype.
+        keep_features: whether the host keeps the image features of every sequence, to draw it later (a megabyte a frame
+            at 7B); without, it keeps those that `window_recompute` reads again, and older sequences have none [0 d].
     """
 
     length: int = 25
@@ -78,6 +80,7 @@ class TellingConfig:
     allow_end: bool = True
     caption_instruction: bool = True
     buffer_dtype: str = ""
+    keep_features: bool = True
 
     def __post_init__(self):
         if self.length < 1 or self.max_text_tokens < 1:
@@ -381,6 +384,11 @@ class Stories:
             one = Sequence(len(row.sequences), texts[i], tuple(ids[i]), sources[i], features[i], slots, seconds, calls)
             row.sequences.append(one)
             results.append(one)
+            read_again = teller.policy.window if teller.policy.recompute else 1
+            if not teller.config.keep_features and len(row.sequences) > read_again:
+                older = row.sequences[-read_again - 1]
+                bare = older.predicted_image_features[:0].copy()  # a view would keep the whole
+                row.sequences[-read_again - 1] = replace(older, predicted_image_features=bare)
         return results
 
     def _window(self, row: Row, newest_ids: list[int], newest_features: np.ndarray) -> list[reread.Told]:

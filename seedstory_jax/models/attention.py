@@ -41,6 +41,6 @@ def attend_slots(
     q = q.reshape(batch, length, kv_heads, heads // kv_heads, size)  # g: query heads of one key head
     logits = jnp.einsum("btkgh,bksh->bkgts", q, k, preferred_element_type=jnp.float32) * size**-0.5
     weights = jax.nn.softmax(jnp.where(mask[:, None, None], logits, MASKED_LOGIT), axis=-1)
-    weights = jnp.where(mask.any(-1)[:, None, None, :, None], weights, 0.0).astype(v.dtype)
-    attended = jnp.einsum("bkgts,bksh->bkgth", weights, v)
+    attended = jnp.einsum("bkgts,bksh->bkgth", weights.astype(v.dtype), v)
+    attended = jnp.where(mask.any(-1)[:, None, None, :, None], attended, 0.0)
     return attended.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, size)

@@ -32,7 +32,6 @@ def batch_shapes(config: Config, stage: str, rows: int) -> Shapes:
         return {
             "features": jax.ShapeDtypeStruct((rows, queries, width), jnp.float32),
             "moments": jax.ShapeDtypeStruct((rows, *moments), jnp.float32),
-            "time_ids": jax.ShapeDtypeStruct((rows, 6), jnp.int32),
         }
     tokens, images = config.story.max_length, config.story.max_turns
     facts = ("ids", "labels", "position", "segment", "generated_block", "image_slot", "target_slot")

@@ -18,6 +18,7 @@ from seedstory_jax.models.parameters import Parameters
 
 log = logging.getLogger(__name__)
 FOLDER = "checkpoints"
+BEST = "best"  # beside them: what did best on held-out stories
 FULL = "No space left on device"
 
 

@@ -147,6 +147,7 @@ class Steps:
         self.batch_at = batch_sharding(mesh, skip_axes=int(self.micro > 1))
         check_rows(mesh, stage.batch_size // self.micro, f"stage {stage.name}, batch_size / accumulation")
         self.step = compiled_step(stage.loss, optimizer, self.micro, mesh, shardings)
+        self._reported = 0.0  # when the newest step was, by the clock
 
     def run(self, trained, state, first: int, checkpoints: Checkpoints, watch: Watch | None, workdir: Path):
         """From step `first` to the last, saving and reporting on the way; what was trained."""
@@ -235,8 +236,10 @@ class Steps:
     def _report(self, watch: Watch | None, step: int, values: Metrics, started: float, saved: int) -> None:
         numbers = {name: float(value) for name, value in jax.device_get(values).items()}
         numbers["learning_rate"] = float(self.schedule(step - 1))
+        # A step is begun before the one before has been waited for: its own time begins when that one was done.
+        started, self._reported = max(started, self._reported), time.perf_counter()
         if watch is not None:
-            watch.step(step, numbers, time.perf_counter() - started)
+            watch.step(step, numbers, self._reported - started)
         if not (math.isfinite(numbers["loss"]) and math.isfinite(numbers["grad_norm"])):
             message = (
                 f"stage {self.stage.name}, step {step}: loss {numbers['loss']}, gradient norm {numbers['grad_norm']}; "

@@ -27,7 +27,7 @@ from seedstory_jax.models.sdxl.detokenizer import Detokenizer
 from seedstory_jax.models.sdxl.vae import VAE
 from seedstory_jax.models.story_mllm import StoryMLLM
 from seedstory_jax.sharding import parameter_shardings
-from seedstory_jax.training.checkpoint import latest_step, load_trained
+from seedstory_jax.training.checkpoint import BEST, latest_step, load_trained
 
 PARTS: dict[str, Callable[[ModelConfig], Callable[[nnx.Rngs], nnx.Module]]] = {
     "vit": lambda model: lambda rngs: QwenViT(model.vit, rngs=rngs),
@@ -123,12 +123,14 @@ def load_parameters(
     before: str | None = None,
     strict: bool = True,
     layout: Callable[[str, Any], jax.ShapeDtypeStruct] | None = None,
+    checkpoint: str = "newest",
 ) -> Parameters:
     """Parameters of `parts`: what the stages in `workdir` trained, over the base weights (or random ones).
 
     `before`: only stages that come before this one count. `layout(name, shape)` gives dtype and sharding that each is
     read or drawn into, so that no device ever holds more than its share; without it, float32 on this process's first
-    device. Raises UserError (with `strict`) for a part that no stage
+    device. With checkpoint="best" a stage that was evaluated gives what did best on held-out stories. Raises UserError
+    (with `strict`) for a part that no stage
     has trained though one should have, and that has no base weights.
     """
     stages = [stage for stage, _ in TRAINED_BY]
@@ -148,7 +150,9 @@ def load_parameters(
         found: Parameters = {}
         for stage in done:
             # A stage's checkpoint may hold helpers of its own (the tokenizer stage's heads) beside the part.
-            found |= load_trained(workdir / stage, shapes, prefix=f"{part}.")
+            folder, best = workdir / stage, workdir / stage / BEST
+            kept_best = checkpoint == "best" and latest_step(best) is not None
+            found |= load_trained(best if kept_best else folder, shapes, prefix=f"{part}.")
         if model.base and len(found) < len(shapes):
             found |= _load_base(model, part, {name: shapes[name] for name in shapes if name not in found})
         # Whatever else there is starts fresh: a bare LLaMA has no adapters and no resamplers.

@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from seedstory_jax.models.parameters import Parameters
-from seedstory_jax.training.checkpoint import Checkpoints
+from seedstory_jax.training.checkpoint import BEST, Checkpoints
 
-BEST = "best"
 Loss = Callable[[Parameters, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
 

@@ -179,16 +179,32 @@ def test_what_cannot_fit_is_refused_before_anything_is_written(story_model, toke
 
 
 def test_no_end(story_model, tokenizer, image_features):
-    """A cap on image sinks: many sequences in constant memory; the buffer stops growing."""
+    """A cap on image sinks: a thousand sequences in constant memory, each call as quick as the earlier ones."""
     policy = replace(POLICY, image_sink_cap=3)
-    teller = StoryTeller(story_model, tokenizer, policy, replace(OPEN, length=1000))
+    teller = StoryTeller(story_model, tokenizer, policy, replace(OPEN, length=1000, keep_features=False))
     story = teller.start(image_features[0], "abc")
-    filled = []
-    for _ in range(60):
+    filled, held = [], []
+    while len(story.sequences) < 1000:
         story.next("abc")
         filled.append(int(story.stories._filled[0]))
+        if len(story.sequences) in (100, 1000):
+            held.append(sum(array.nbytes for array in jax.live_arrays()))
     assert story.stories.slots == 128
-    assert filled[10:] == [filled[10]] * 50
+    assert filled[10:] == [filled[10]] * len(filled[10:])
+    assert held[1] <= held[0]
+    assert sum(one.predicted_image_features.size for one in story.sequences) == image_features[0].size
+    seconds = [one.seconds for one in story.sequences]
+    assert np.median(seconds[-200:]) < 1.5 * np.median(seconds[100:300])
+
+
+@pytest.mark.parametrize("policy", [POLICY, WindowRecompute(window=2)])
+def test_features_that_nobody_draws_change_no_word(story_model, tokenizer, image_features, policy):
+    told = []
+    for keep in (True, False):
+        teller = StoryTeller(story_model, tokenizer, policy, replace(OPEN, keep_features=keep))
+        story = teller.start(image_features[0], "abc")
+        told.append(tokens_of(story))
+    assert told[0] == told[1]
 
 
 def test_slots_show_what_the_buffer_held(teller, image_features):

@@ -103,6 +103,13 @@ def test_held_out_stories_are_evaluated_and_the_best_kept(tmp_path, story_only, 
     assert {"grad_norm/llama", "real_token_share", "learning_rate"} <= rows[0].keys()
     assert [path.name for path in (workdir / "story" / "previews").glob("*.png")] != []
 
+    shutil.rmtree(workdir / "story" / "checkpoints" / "6")
+    of = {
+        which: load_parameters(config.model, ("story",), workdir, seed=0, checkpoint=which)["story.llama.norm.scale"]
+        for which in ("newest", "best")
+    }
+    assert best == 6 and not np.array_equal(of["newest"], of["best"])
+
 
 def test_validation_needs_stories_that_are_held_out(tmp_path, story_only, trained_workdir):
     (tmp_path / "own").mkdir()

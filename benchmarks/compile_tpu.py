@@ -1,11 +1,12 @@
 """Compiles every full-size program for TPU slices that are not here, and says what each device would hold.
 
-    TPU_WORKER_HOSTNAMES=localhost python benchmarks/compile_tpu.py [--topology=v5e:2x4,v5e:4x4] [--program=NAME,NAME]
+    TPU_WORKER_HOSTNAMES=localhost python benchmarks/compile_tpu.py [--topology=v5e:2x4,v5e:4x4] [--program=NAME,NAME] \
+        [--text=DIR]
 
 libtpu (`pip install -e .[tpu]`) compiles ahead of time for a described slice on any machine. Programs are lowered from
 shapes alone, sharded as configs/seedstory_7b.py says: training splits over fsdp, telling stories over tensor, and every
 device draws pictures of its own. One JSON line a program and topology; bytes are per device, `fits` is against the
-chip's memory, collectives are counted in the program's text (those in a loop over layers once).
+chip's memory, collectives are counted in the program's text (those in a loop over layers once); --text keeps it.
 """
 
 import argparse
@@ -176,8 +177,8 @@ def memory(device) -> int:
     return MEMORY[device.device_kind]
 
 
-def measure(name: str, config: Config, topology: str) -> dict:
-    """One program compiled for one topology."""
+def measure(name: str, config: Config, topology: str, folder: Path | None) -> dict:
+    """One program compiled for one topology; its text goes to `folder`."""
     from jax.experimental import topologies
 
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
@@ -194,7 +195,10 @@ def measure(name: str, config: Config, topology: str) -> dict:
         empty = dict.fromkeys(("argument_bytes", "temp_bytes", "output_bytes"))
         return row | empty | {"fits": False, "compile_s": round(time.perf_counter() - started, 1), "collectives": {}}
     seconds = time.perf_counter() - started
-    held = compiled.memory_analysis()
+    text, held = compiled.as_text(), compiled.memory_analysis()
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}-{topology.replace(':', '-')}.hlo").write_text(text)
     needed = (
         held.argument_size_in_bytes + held.temp_size_in_bytes + held.output_size_in_bytes - held.alias_size_in_bytes
     )
@@ -204,7 +208,7 @@ def measure(name: str, config: Config, topology: str) -> dict:
         "output_bytes": held.output_size_in_bytes,
         "fits": needed + held.generated_code_size_in_bytes <= memory(devices[0]),
         "compile_s": round(seconds, 1),
-        "collectives": dict(sorted(collections.Counter(COLLECTIVE.findall(compiled.as_text())).items())),
+        "collectives": dict(sorted(collections.Counter(COLLECTIVE.findall(text)).items())),
     }
 
 
@@ -213,11 +217,12 @@ def main() -> None:
     parser.add_argument("--topology", default=",".join(TOPOLOGIES), help="slices, e.g. v5e:2x4,v5p:4x4x4")
     parser.add_argument("--program", default=",".join(PROGRAMS), help="which programs")
     parser.add_argument("--config", default=str(Path(__file__).resolve().parents[1] / "configs" / "seedstory_7b.py"))
+    parser.add_argument("--text", type=Path, help="folder for the compiled programs")
     flags = parser.parse_args()
     config = load_config(flags.config)
     for topology in flags.topology.split(","):
         for name in flags.program.split(","):
-            print(json.dumps(measure(name, config, topology)), flush=True)
+            print(json.dumps(measure(name, config, topology, flags.text)), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,17 @@
 import dataclasses
 import json
 import os
+import tempfile
 from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile a lot and compute little: half of the suite's time is LLVM's. Programs that tests start inherit this.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-
-import pytest
+# Many tests, and the programs that they start, compile the same: each process keeps what it compiled while it lives.
+_compiled = tempfile.TemporaryDirectory(prefix="compiled-")
+os.environ.update(JAX_COMPILATION_CACHE_DIR=_compiled.name, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.3")
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_FIXTURES = ROOT.parent / "shared" / "fixtures"

@@ -12,8 +12,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 ALONE = (1, 1, 1)
 MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2))
-# All stages run in one loop and by one table of rules, so one stage takes all meshes and another the mixed one.
-STAGES = {"story": MESHES, "tokenizer_vae": ((2, 2, 2),)}
+MIXED = MESHES[-1]
+STAGES = ("story", "tokenizer_vae", "tokenizer_vit", "detokenizer", "adapt")
+# All stages run in one loop and by one table of rules: each takes the mixed mesh, and the story stage the others too;
+# `pytest -m every_mesh tests/training/test_mesh.py` takes the rest.
+CASES = [
+    pytest.param(stage, mesh, marks=() if stage == "story" or mesh == MIXED else pytest.mark.every_mesh)
+    for stage in STAGES
+    for mesh in MESHES
+]
 
 CONFIG = """
 import sys
@@ -103,17 +110,23 @@ def environment(devices: int) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def meshes(config_file, trained_workdir, tmp_path_factory) -> Path:
-    """Metrics of every stage on every mesh, in a folder a mesh."""
+def meshes(request, config_file, trained_workdir, tmp_path_factory) -> Path:
+    """Metrics of every stage on every mesh that the selected tests ask for, in a folder a mesh."""
+    asked = [item.callspec.params for item in request.session.items if "mesh" in getattr(item, "fixturenames", ())]
+    plan = {ALONE: {"story"}, MIXED: {"story"}}
+    for case in asked:
+        for mesh in (ALONE, case["mesh"]):
+            plan.setdefault(mesh, set()).add(case["stage"])
+    plan[MIXED] = plan.pop(MIXED)  # the last one is what is moved to another mesh
     out = tmp_path_factory.mktemp("meshes")
     command = [sys.executable, "-c", EVERY_MESH, str(config_file), str(trained_workdir), str(out)]
-    command += [json.dumps([(mesh, [s for s in STAGES if mesh in (ALONE, *STAGES[s])]) for mesh in (ALONE, *MESHES)])]
-    run = subprocess.run(command, env=environment(8), capture_output=True, text=True, timeout=600)
+    command += [json.dumps([(mesh, [stage for stage in STAGES if stage in plan[mesh]]) for mesh in plan])]
+    run = subprocess.run(command, env=environment(8), capture_output=True, text=True, timeout=1800)
     assert run.returncode == 0, run.stderr[-3000:]
     return out
 
 
-@pytest.mark.parametrize(("stage", "mesh"), [(stage, mesh) for stage, meshes in STAGES.items() for mesh in meshes])
+@pytest.mark.parametrize(("stage", "mesh"), CASES)
 def test_a_mesh_gives_one_devices_losses(meshes, rows_of, stage, mesh):
     alone = rows_of(meshes / "1-1-1", stage)
     spread = rows_of(meshes / "-".join(map(str, mesh)), stage)

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -9,6 +10,7 @@ from seedstory_jax.config import StageConfig, WatchConfig
 from seedstory_jax.errors import UserError
 from seedstory_jax.training.checkpoint import latest_step
 from seedstory_jax.training.loop import train_step
+from seedstory_jax.training.parts import load_parameters
 from seedstory_jax.training.run import train
 from seedstory_jax.training.watch import MetricsLog, Rates, StepSize, peak_flops
 

@@ -1,7 +1,6 @@
 """Compiles every full-size program for TPU slices that are not here, and says what each device would hold.
 
-    TPU_WORKER_HOSTNAMES=localhost python benchmarks/compile_tpu.py [--topology=v5e:2x4,v5e:4x4] [--program=NAME,NAME] \
-        [--text=DIR]
+    TPU_WORKER_HOSTNAMES=localhost python benchmarks/compile_tpu.py --topology=v5e:2x4,v5e:4x4 [--program=vit,decode]
 
 libtpu (`pip install -e .[tpu]`) compiles ahead of time for a described slice on any machine. Programs are lowered from
 shapes alone, sharded as configs/seedstory_7b.py says: training splits over fsdp, telling stories over tensor, and every

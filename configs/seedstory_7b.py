@@ -35,6 +35,7 @@ def get_config(variant: str = "released") -> ConfigDict:
             "llama": {**half, "remat": "full", "lora": {"rank": 6 if paper else 16, "alpha": 32.0, "dropout": 0.05}},
             "input_resampler": {**half, "grid_size": 8},
             "output_resampler": {**half, "grid_size": 16},
+            "logits_chunk": 256,  # a row's logits whole would be 164 MB, and as much again for their gradient
         },
         "detokenizer": {"unet": {**half, "remat": "full"}, "perceiver": half},
     }

@@ -92,22 +92,22 @@ def get_config() -> ConfigDict:
         "vae_steps": 150,
         "vae_batch_size": 32,
         "vae_optimizer": {**fast, "learning_rate": 1.5e-3, "weight_decay": 0.0},
-        "steps": 1200,
+        "steps": 1000,
         "batch_size": 64,
         "trainable": "all",
         "optimizer": {**fast, "learning_rate": 3e-3},
-        "save_every": 400,
+        "save_every": 500,
     }
     config.detokenizer = {
-        "steps": 380,
+        "steps": 330,
         "batch_size": 64,
         "trainable": "all",
         "optimizer": {**fast, "learning_rate": 3e-3},
-        "preview_every": 190,
-        "save_every": 190,
+        "preview_every": 165,
+        "save_every": 165,
     }
     config.story = {
-        "steps": 900,
+        "steps": 840,
         "batch_size": 6,
         "trainable": "all",
         "supervise": "all",
@@ -120,13 +120,13 @@ def get_config() -> ConfigDict:
         "save_every": 300,
     }
     config.adapt = {
-        "steps": 110,
+        "steps": 90,
         "batch_size": 64,
         "images_per_row": 8,
         "trainable": "all",
         "optimizer": {**fast, "learning_rate": 1e-3},
-        "preview_every": 55,
-        "save_every": 55,
+        "preview_every": 45,
+        "save_every": 45,
     }
     config.sample = {
         "steps": 8,

@@ -1,4 +1,5 @@
 import dataclasses
+import fcntl
 import json
 import os
 import tempfile
@@ -74,12 +75,15 @@ def micro():
 
 @pytest.fixture(scope="session")
 def trained_workdir(tmp_path_factory) -> Path:
-    """A workdir in which every stage of the micro config ran; read only."""
+    """A workdir in which every stage of the micro config ran; read only, and one for all test processes."""
     from seedstory_jax.training.run import train
 
-    workdir = tmp_path_factory.mktemp("run") / "micro"
-    train(micro_config(), workdir)
-    return workdir
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    with (shared / "micro.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # who comes first trains it, the others wait
+        train(micro_config(), shared / "micro")
+    return shared / "micro"
 
 
 @pytest.fixture

@@ -179,11 +179,10 @@ def tell_runs(
 
 
 def time_run(teller: StoryTeller, request: Request) -> dict:
-    """One story told alone, programs compiled before: the best of two runs' seconds, LLM calls, slots, bytes.
+    """One story told alone: the best of two runs' seconds (compilation taken out), LLM calls, slots, bytes.
 
     `peak_bytes` is the device's own count, and None where a device keeps none (CPUs).
     """
-    list(tell(teller, [request]))
     device = jax.devices()[0]
     tries = []
     for _ in range(TIMED):

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -62,7 +63,8 @@ def test_killed_and_started_again_gives_the_same_metrics(
     (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
     workdir = tmp_path / "run"
     command = [sys.executable, str(script), str(tmp_path / "config.json"), str(workdir)]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}  # shared, and not safe from SIGKILL
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
     metrics = workdir / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
         time.sleep(0.02)
@@ -79,8 +81,6 @@ def test_sigterm_saves_and_says_how_to_go_on(undisturbed, rows_of, tmp_path, sto
     config = story_only
     workdir = tmp_path / "run"
     # The signal arrives while the first batch is made: from inside the run, so that no timing matters.
-    import os
-
     from seedstory_jax.training import run as run_module
 
     make = run_module.MAKE["story"]

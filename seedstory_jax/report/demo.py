@@ -137,9 +137,7 @@ def _policies(out: Path, told: Mapping[str, tuple[Path, Mapping]]) -> str:
     rows = []
     for policy, (folder, story) in told.items():
         base = os.path.relpath(folder, out)
-        seconds = sum((story.get("timing") or {}).get("llm_s") or [])
         figures = [f"{len(story['frames'])} pictures"]
-        figures += [f"{seconds:.1f} s of writing"] if seconds else []
         figures += [f"{story['kv_slots']:,} slots"] if story.get("kv_slots") else []
         rows.append(
             f'<article class="policy"><h3><a href="{href(base)}/index.html">{escape(policy)}</a></h3>'

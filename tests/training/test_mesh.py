@@ -14,7 +14,7 @@ ALONE = (1, 1, 1)
 MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2))
 MIXED = MESHES[-1]
 STAGES = ("story", "tokenizer_vae", "tokenizer_vit", "detokenizer", "adapt")
-# All stages run in one loop and by one table of rules, and compiling for eight devices takes minutes: the story stage on
+# All stages run in one loop and by one table of rules, and compiling for eight devices takes long: the story stage on
 # every mesh and one other stage on the mixed one. `pytest -m every_mesh tests/training/test_mesh.py` takes the rest.
 ALWAYS = {"story": MESHES, "tokenizer_vae": (MIXED,)}
 CASES = [

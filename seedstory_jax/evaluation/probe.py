@@ -6,7 +6,8 @@ pictures are judged by what they show and not by their edges. True pictures scor
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -73,37 +74,60 @@ def _soft(picture: np.ndarray, box: Box) -> np.ndarray:
     return np.asarray(image).astype(np.int32)
 
 
-def _nearest(picture: np.ndarray, candidates: Mapping, box: Box, threshold: int = 8, where=None):
-    """The key of the candidate that is nearest to the picture in a box, there where the candidates differ."""
-    soft = {key: _soft(candidate, box) for key, candidate in candidates.items()}
-    stack = np.stack(list(soft.values()))
-    if where is None:
-        where = (stack.max(0) - stack.min(0)).max(-1) > threshold
-    difference = (stack - _soft(picture, box))[:, where]
-    return list(soft)[int((difference**2).sum((1, 2)).argmin())]
+@dataclass(frozen=True)
+class Choice:
+    """What could be in a box, softened: keys, pictures uint8[n h w 3], and bool[h w] where these differ."""
+
+    keys: tuple
+    pictures: np.ndarray
+    where: np.ndarray
+    box: Box
+
+    def nearest(self, picture: np.ndarray):
+        """The key of what is nearest to a picture."""
+        difference = self.pictures[:, self.where].astype(np.int32) - _soft(picture, self.box)[self.where]
+        return self.keys[int((difference**2).sum((1, 2)).argmin())]
+
+
+def _choice(candidates: Mapping, box: Box, threshold: int = 8) -> Choice:
+    """A choice between whole pictures, told apart there where any of them differ by more than the threshold."""
+    soft = np.stack([_soft(candidate, box) for candidate in candidates.values()])
+    return Choice(tuple(candidates), soft.astype(np.uint8), np.ptp(soft, axis=0).max(-1) > threshold, box)
+
+
+@lru_cache(maxsize=2048)  # stories come back to what they showed, and other policies' stories show it too: 60 KB each
+def _who(
+    series: str,
+    column: int,
+    scene: str,
+    others: tuple[tuple[int, tuple[str, str]], ...],
+    props: tuple[str, ...],
+    treasure: tuple[str, str] | None,
+) -> Choice:
+    """Who could stand in a column, the rest of the picture being as said: nobody, or anyone in any pose."""
+    cast = CASTS[series]
+    candidates: dict = {None: draw(scene, dict(others), props, treasure)}
+    for name in cast:
+        for pose in POSES:
+            candidates[name, pose] = draw(scene, {**dict(others), column: (name, pose)}, props, treasure)
+    left = COLUMNS[column] - SPRITE_WIDTH // 2
+    choice = _choice(candidates, (max(left, 0), 10, min(left + SPRITE_WIDTH, SIZE), 60))
+    own = [choice.keys.index((cast[column], pose)) for pose in POSES]
+    apart = np.abs(choice.pictures[own].astype(np.int32) - choice.pictures[0])
+    return replace(choice, where=apart.max((0, -1)) > 8)
 
 
 def _character_at(picture: np.ndarray, facts: FrameFacts, scene: str, column: int) -> tuple[str, str] | None:
-    cast = CASTS[facts.series]
-    others = {place: who for place, who in facts.places.items() if place != column}
-    candidates: dict = {None: draw(scene, others, facts.props, facts.treasure)}
-    for name in cast:
-        for pose in POSES:
-            candidates[name, pose] = draw(scene, {**others, column: (name, pose)}, facts.props, facts.treasure)
-    left = COLUMNS[column] - SPRITE_WIDTH // 2
-    box = (max(left, 0), 10, min(left + SPRITE_WIDTH, SIZE), 60)
-    own = np.stack([_soft(candidates[cast[column], pose], box) for pose in POSES])
-    where = np.abs(own - _soft(candidates[None], box)).max((0, -1)) > 8
-    return _nearest(picture, candidates, box, where=where)
+    others = tuple((place, who) for place, who in sorted(facts.places.items()) if place != column)
+    return _who(facts.series, column, scene, others, tuple(facts.props), facts.treasure).nearest(picture)
 
 
 def look(picture: np.ndarray, facts: FrameFacts, found: tuple[str, str] | None = None) -> Shown:
     """What a picture uint8[H W 3] shows; `found` is a treasure to look for although the caption names none."""
     picture = to_world_size(picture)
     whole = (0, 0, SIZE, SIZE)
-    scene = _nearest(
-        picture, {name: draw(name, facts.places, facts.props, facts.treasure) for name in SCENES}, whole, threshold=1
-    )
+    scenes = {name: draw(name, facts.places, facts.props, facts.treasure) for name in SCENES}
+    scene = _choice(scenes, whole, threshold=1).nearest(picture)
     props = []
     for name in PROPS:
         others = tuple(other for other in facts.props if other != name)
@@ -113,7 +137,7 @@ def look(picture: np.ndarray, facts: FrameFacts, found: tuple[str, str] | None =
             there: draw(scene, facts.places, (*others, name) if there else others, facts.treasure)
             for there in (True, False)
         }
-        if _nearest(picture, candidates, box):
+        if _choice(candidates, box).nearest(picture):
             props.append(name)
     treasure = None
     if facts.treasure or found:
@@ -122,7 +146,7 @@ def look(picture: np.ndarray, facts: FrameFacts, found: tuple[str, str] | None =
         for color in COLORS:
             for kind in TREASURES:
                 candidates[color, kind] = draw(scene, facts.places, facts.props, (color, kind))
-        treasure = _nearest(picture, candidates, (x, y, x + 16, y + 16))
+        treasure = _choice(candidates, (x, y, x + 16, y + 16)).nearest(picture)
     columns = {column: _character_at(picture, facts, scene, column) for column in range(len(COLUMNS))}
     return Shown(scene, columns, tuple(props), treasure)
 

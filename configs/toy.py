@@ -89,25 +89,25 @@ def get_config() -> ConfigDict:
 
     fast = {"b2": 0.98, "eps": 1e-8, "weight_decay": 0.01, "warmup_steps": 30}
     config.tokenizer = {
-        "vae_steps": 110,
+        "vae_steps": 150,
         "vae_batch_size": 32,
         "vae_optimizer": {**fast, "learning_rate": 1.5e-3, "weight_decay": 0.0},
-        "steps": 750,
+        "steps": 1000,
         "batch_size": 64,
         "trainable": "all",
         "optimizer": {**fast, "learning_rate": 3e-3},
-        "save_every": 375,
+        "save_every": 500,
     }
     config.detokenizer = {
-        "steps": 220,
+        "steps": 330,
         "batch_size": 64,
         "trainable": "all",
         "optimizer": {**fast, "learning_rate": 3e-3},
-        "preview_every": 110,
-        "save_every": 110,
+        "preview_every": 165,
+        "save_every": 165,
     }
     config.story = {
-        "steps": 760,
+        "steps": 840,
         "batch_size": 6,
         "trainable": "all",
         "supervise": "all",
@@ -120,16 +120,16 @@ def get_config() -> ConfigDict:
         "save_every": 300,
     }
     config.adapt = {
-        "steps": 54,
+        "steps": 90,
         "batch_size": 64,
         "images_per_row": 8,
         "trainable": "all",
         "optimizer": {**fast, "learning_rate": 1e-3},
-        "preview_every": 54,
-        "save_every": 27,
+        "preview_every": 45,
+        "save_every": 45,
     }
     config.sample = {
-        "steps": 5,
+        "steps": 8,
         "guidance": 1.0,  # nothing was trained without its condition
         "batch_size": 30,
         "max_text_tokens": 40,

@@ -138,7 +138,7 @@ def write_ablation(
 
 NOTES = (
     "The same beginnings and the same noise under every policy. Seconds, calls and bytes are of one story told alone, "
-    "its programs compiled before.",
+    "compilation taken out.",
 )
 
 

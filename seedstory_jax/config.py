@@ -7,6 +7,7 @@ add what training and sampling need. An unknown key is an error. Sizes, not clas
 import ast
 import dataclasses
 import difflib
+import functools
 import importlib.util
 import json
 import types
@@ -290,6 +291,14 @@ def load_config(path: str | Path, overrides: Mapping[str, str] | None = None) ->
     return config
 
 
+CHOICES = {
+    "story.supervise": ("last", "all"),
+    "sample.weights": ("", "int8"),
+    "sample.checkpoint": ("newest", "best"),
+    **{f"{stage}.on_nonfinite": ("stop", "skip") for stage in STAGES},
+}
+
+
 def check(config: Config) -> None:
     """Raises UserError for stages, modes and sizes that do not fit together."""
     for stage in config.stages:
@@ -305,8 +314,10 @@ def check(config: Config) -> None:
     for name, size in sizes.items():
         if size != features:
             raise UserError(f"{name} is {size}, but model.vit.output_dim is {features}; the features' sizes must agree")
-    if config.story.supervise not in ("last", "all"):
-        raise UserError(f"story.supervise is {config.story.supervise!r}; it is 'last' or 'all'")
+    for key, choices in CHOICES.items():
+        value = functools.reduce(getattr, key.split("."), config)
+        if value not in choices:
+            raise UserError(f"{key} is {value!r}; choose from {', '.join(map(repr, choices))}")
     adapt = config.adapt
     if adapt.images_per_row < 1 or adapt.batch_size % adapt.images_per_row:
         raise UserError(

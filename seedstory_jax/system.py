@@ -29,6 +29,7 @@ from seedstory_jax.generation.weights import for_sampling, stored_as
 from seedstory_jax.models.parameters import Parameters, take_apart, with_prefix
 from seedstory_jax.models.story_mllm import StoryMLLM
 from seedstory_jax.sharding import SAMPLING, parameter_shardings, sampling_mesh
+from seedstory_jax.training.checkpoint import BEST, latest_step
 from seedstory_jax.training.detokenizer import make_renderer
 from seedstory_jax.training.parts import build, load_parameters
 from seedstory_jax.training.run import CONFIG_FILE, SHARED_SECTIONS
@@ -184,4 +185,10 @@ def load(workdir: str | Path, config: Config | None = None) -> StorySystem:
             )
         own = config
     check(own)
+    evaluated = (latest_step(best) is not None for best in workdir.glob(f"*/{BEST}"))
+    if own.sample.checkpoint == "best" and not any(evaluated):
+        raise UserError(
+            f"sample.checkpoint is 'best', but no stage in {workdir} was evaluated: use 'newest', or train with the "
+            "stage's eval_every set"
+        )
     return StorySystem(own, workdir)

@@ -53,6 +53,12 @@ def test_a_wrong_override_names_the_way_out(key, text, message):
         override(load_config(TOY), key, text)
 
 
+@pytest.mark.parametrize("key", ["story.supervise", "sample.checkpoint", "sample.weights", "adapt.on_nonfinite"])
+def test_a_word_that_is_no_choice_is_refused_with_the_choices(key):
+    with pytest.raises(UserError, match=rf"{key} is 'latest'; choose from '"):
+        load_config(TOY, {key: "latest"})
+
+
 def test_sizes_that_do_not_fit_together_are_refused():
     with pytest.raises(UserError, match=r"perceiver\.embedding_dim is 128, but model\.vit\.output_dim is 64"):
         changes = {"model.vit.output_dim": "64", "model.story.input_resampler.kv_dim": "64"}

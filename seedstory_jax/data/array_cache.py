@@ -45,7 +45,7 @@ def cached_array(
     """
     dtype = np.dtype(dtype)
     stored = STORED_AS.get(dtype, dtype)
-    path = folder / f"{name}-{digest(key)}.npy"
+    path = array_path(folder, name, key)
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         beside, progress = path.with_suffix(".partial"), path.with_suffix(".rows")
@@ -65,6 +65,11 @@ def cached_array(
         beside.replace(path)
         progress.unlink()
     return open_array(path, dtype)
+
+
+def array_path(folder: Path, name: str, key: Mapping[str, Any]) -> Path:
+    """Where `cached_array` keeps the array of that name and key."""
+    return folder / f"{name}-{digest(key)}.npy"
 
 
 def open_array(path: Path, dtype: Any) -> np.ndarray:

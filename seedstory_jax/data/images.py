@@ -65,10 +65,16 @@ class ImageTransform:
         if self.resample is not None and self.resample not in RESAMPLING:
             raise ValueError(f"unknown resampling {self.resample!r}: choose from {', '.join(RESAMPLING)}")
 
+    @property
+    def geometry(self) -> tuple[int, bool, str]:
+        """All that `pixels` depends on: size, whether the ratio is kept, how pixels are resampled."""
+        keep_ratio = self.kind == "sd" if self.keep_ratio is None else self.keep_ratio
+        return self.size, keep_ratio, self.resample or ("bicubic" if self.kind == "sd" else "bilinear")
+
     def pixels(self, image: Image.Image) -> np.ndarray:
         """The picture at its final size, uint8[size size 3]: what is shown, or kept in memory."""
-        keep_ratio = self.kind == "sd" if self.keep_ratio is None else self.keep_ratio
-        resample = RESAMPLING[self.resample or ("bicubic" if self.kind == "sd" else "bilinear")]
+        _, keep_ratio, name = self.geometry
+        resample = RESAMPLING[name]
         image = image if image.mode == "RGB" else image.convert("RGB")
         if not keep_ratio:
             return np.asarray(image.resize((self.size, self.size), resample))

@@ -51,7 +51,13 @@ def abstract_parameters(make: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Bluepri
 
 def initial_parameters(make: Callable[[nnx.Rngs], nnx.Module], key: jax.Array, shardings: Any = None) -> Parameters:
     """Freshly drawn parameters of `make(rngs)`, computed under jit, each where `shardings[name]` says."""
-    return jax.jit(lambda key: take_apart(make(nnx.Rngs(key)))[1], out_shardings=shardings)(key)
+    return jit_for_one_run(lambda key: take_apart(make(nnx.Rngs(key)))[1], shardings)(key)
+
+
+def jit_for_one_run(function: Callable[..., Any], out_shardings: Any = None) -> Callable[..., Any]:
+    """jax.jit of what runs once, such as initialisers: on CPUs compiled in a third of the time, to run slower."""
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(function, out_shardings=out_shardings, compiler_options=options)
 
 
 def with_prefix(prefix: str, parameters: Mapping[str, Any]) -> dict[str, Any]:

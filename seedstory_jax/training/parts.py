@@ -18,6 +18,7 @@ from seedstory_jax.models.parameters import (
     Parameters,
     abstract_parameters,
     initial_parameters,
+    jit_for_one_run,
     take_apart,
     under_prefix,
     with_prefix,
@@ -106,7 +107,7 @@ def random_parameters(
         drawn = with_prefix(part, take_apart(PARTS[part](model)(nnx.Rngs(key)))[1])
         return {name: drawn[name].astype(shape.dtype) for name, shape in shapes.items()}
 
-    return jax.jit(draw, out_shardings={name: shape.sharding for name, shape in shapes.items()})(key)
+    return jit_for_one_run(draw, {name: shape.sharding for name, shape in shapes.items()})(key)
 
 
 def part_shapes(model: ModelConfig, part: str) -> dict[str, jax.ShapeDtypeStruct]:
@@ -130,8 +131,7 @@ def load_parameters(
     `before`: only stages that come before this one count. `layout(name, shape)` gives dtype and sharding that each is
     read or drawn into, so that no device ever holds more than its share; without it, float32 on this process's first
     device. With checkpoint="best" a stage that was evaluated gives what did best on held-out stories. Raises UserError
-    (with `strict`) for a part that no stage
-    has trained though one should have, and that has no base weights.
+    (with `strict`) for a part that no stage has trained though one should have, and that has no base weights.
     """
     stages = [stage for stage, _ in TRAINED_BY]
     stages = stages[: stages.index(before)] if before else stages

@@ -6,11 +6,12 @@ as `config.data.features` says (`feature_cache`).
 
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from seedstory_jax.config import Config
-from seedstory_jax.data.array_cache import cached_array, digest
+from seedstory_jax.data.array_cache import array_path, cached_array, digest
 from seedstory_jax.data.images import ImageTransform
 from seedstory_jax.data.sources import JoinedSource, open_source
 from seedstory_jax.data.storystream import StoryDataset
@@ -100,13 +101,21 @@ class Workspace:
 
     def pictures(self, transform: ImageTransform) -> np.ndarray:
         """Every training picture at its final size, uint8 [n s s 3], decoded once: for worlds as small as the toy's."""
-        stories, count = self.train.stories, int(self.train.offsets[-1])
-        kind = f"pictures-{transform.kind}"
-        names = digest({"images": [list(story.images) for story in stories]})
-        key = {"transform": repr(transform), "images": names, "folders": [str(path) for path in self.folders]}
-        shape = (count, transform.size, transform.size, 3)
+        kind, key = self._pictures_key(transform)
+        shape = (int(self.train.offsets[-1]), transform.size, transform.size, 3)
         produce = lambda first, stop: self.train.read(range(first, stop), transform)  # noqa: E731
         return cached_array(self.workdir / CACHE, kind, key, shape, np.uint8, produce, chunk=1024)
+
+    def _pictures_key(self, transform: ImageTransform) -> tuple[str, dict[str, Any]]:
+        names = digest({"images": [list(story.images) for story in self.train.stories]})
+        _, keep_ratio, _ = transform.geometry
+        key = {"geometry": transform.geometry, "images": names, "folders": [str(path) for path in self.folders]}
+        return f"pictures-{'crop' if keep_ratio else 'squash'}", key
+
+    def _decoded(self, transform: ImageTransform, source: JoinedSource) -> np.ndarray | None:
+        """`pictures`, if they are these and have been asked for before."""
+        there = source is self.train and array_path(self.workdir / CACHE, *self._pictures_key(transform)).exists()
+        return self.pictures(transform) if there else None
 
     def rows(self, kind: str, parameters: Parameters, source: JoinedSource | None = None) -> Rows:
         """Where a stage reads features or moments of `source`'s pictures (of the training ones), see `feature_cache`.
@@ -120,9 +129,17 @@ class Workspace:
         if data.features == "workdir":
             split = VALIDATION if source is not self.train else "train"
             folders = [self.workdir / CACHE / f"{split}{number or ''}" for number in range(len(source.sources))]
-            for folder, part in zip(folders, source.sources):
+            decoded = self._decoded(encoder.transform, source)
+            for number, (folder, part) in enumerate(zip(folders, source.sources)):
+                begin, end = source.offsets[source.first_story[number : number + 2]]
                 write_cache(
-                    encoder, parameters, part, folder, dtype=data.features_dtype, max_bad=self.config.data.max_bad
+                    encoder,
+                    parameters,
+                    part,
+                    folder,
+                    dtype=data.features_dtype,
+                    max_bad=data.max_bad,
+                    pictures=None if decoded is None else decoded[begin:end],
                 )
             return CachedRows(encoder, source, folders)
         folders = [Path(folder) for folder in data.features.split(",")]

@@ -127,6 +127,25 @@ def test_pictures_that_cannot_be_read_are_told_and_replaced(config, trained_work
         write_cache(encoder, parameters, source, tmp_path / "none", dtype="float32", max_bad=0)
 
 
+def test_pictures_decoded_for_one_use_serve_the_others(config, trained_workdir, tmp_path, monkeypatch):
+    workdir = with_features(config, trained_workdir, tmp_path, "")[1]
+    parameters = load_parameters(config.model, ("vit", "vae"), trained_workdir, seed=0)
+    kinds = ("crop", "moments")
+    wanted = {kind: Workspace(config, workdir).rows(kind, parameters).read(np.arange(9)) for kind in kinds}
+    shutil.rmtree(workdir / "cache")
+    workspace = Workspace(config, workdir)
+    workspace.pictures(workspace.pixel_transform)
+
+    def picture(self, story, turn):
+        raise RuntimeError("decoded again")
+
+    monkeypatch.setattr(JoinedSource, "picture", picture)
+    for kind in kinds:
+        assert (workspace.rows(kind, parameters).read(np.arange(9)) == wanted[kind]).all()
+    with pytest.raises(RuntimeError, match="decoded again"):  # other pixels: squashed, not cropped
+        workspace.rows("squash", parameters)
+
+
 def test_workdir_config_from_before_a_key_was_there_is_no_other_config(config, tmp_path):
     old = to_dict(config)
     del old["data"]["features"], old["watch"]

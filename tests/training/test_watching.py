@@ -3,16 +3,19 @@ import json
 import shutil
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from seedstory_jax.config import StageConfig, WatchConfig
 from seedstory_jax.errors import UserError
+from seedstory_jax.system import load
+from seedstory_jax.training import loop
 from seedstory_jax.training.checkpoint import latest_step
 from seedstory_jax.training.loop import train_step
 from seedstory_jax.training.parts import load_parameters
 from seedstory_jax.training.run import train
-from seedstory_jax.training.watch import MetricsLog, Rates, StepSize, peak_flops
+from seedstory_jax.training.watch import MetricsLog, Rates, StepSize, Watch, peak_flops
 
 
 def test_peaks_are_known_by_the_names_that_jax_gives():
@@ -74,7 +77,6 @@ def test_wandb_gets_numbers_rates_and_pictures(tmp_path, monkeypatch):
 
 def test_gradient_norms_by_part(micro):
     import jax
-    import jax.numpy as jnp
     import optax
 
     def loss(parameters, batch, key):
@@ -111,6 +113,32 @@ def test_held_out_stories_are_evaluated_and_the_best_kept(tmp_path, story_only, 
         for which in ("newest", "best")
     }
     assert best == 6 and not np.array_equal(of["newest"], of["best"])
+
+
+def test_the_best_checkpoint_is_asked_for_where_none_was_kept(trained_workdir, micro):
+    config = dataclasses.replace(micro, sample=dataclasses.replace(micro.sample, checkpoint="best"))
+    with pytest.raises(UserError, match=r"no stage in .* was evaluated: use 'newest'"):
+        load(trained_workdir, config)
+
+
+def test_steps_seconds_add_up_to_the_runs(monkeypatch):
+    """A step is begun before the one before is done: the seconds that they share are the earlier one's."""
+    clock = iter([12.0, 13.0, 20.0])
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: next(clock))
+    said = []
+
+    class Heard(Watch):
+        def __init__(self):
+            pass
+
+        def step(self, step, values, seconds):
+            said.append((step, seconds))
+
+    steps = loop.Steps.__new__(loop.Steps)
+    steps.schedule, steps._reported = lambda step: 0.1, 0.0
+    for step, started in ((1, 10.0), (2, 11.0), (3, 18.0)):
+        steps._report(Heard(), step, {"loss": jnp.ones(()), "grad_norm": jnp.ones(())}, started, 0)
+    assert said == [(1, 2.0), (2, 1.0), (3, 2.0)]
 
 
 def test_validation_needs_stories_that_are_held_out(tmp_path, story_only, trained_workdir):

@@ -24,7 +24,7 @@ setup(
     install_requires=[
         "jax>=0.10",
         "flax>=0.12.6",
-        "optax>=0.2.5",
+        "optax>=0.2.7",
         "orbax-checkpoint>=0.11.20",
         "transformers>=4.45",
         "diffusers>=0.30",

@@ -87,27 +87,27 @@ def get_config() -> ConfigDict:
         "scheduler": {"prediction_type": "sample"},
     }
 
-    fast = {"b2": 0.98, "eps": 1e-8, "weight_decay": 0.01, "warmup_steps": 30}
+    fast = {"name": "muon", "b2": 0.98, "eps": 1e-8, "weight_decay": 0.01, "warmup_steps": 30, "learning_rate": 1e-2}
     config.tokenizer = {
-        "vae_steps": 150,
+        "vae_steps": 80,
         "vae_batch_size": 32,
-        "vae_optimizer": {**fast, "learning_rate": 1.5e-3, "weight_decay": 0.0},
-        "steps": 1000,
+        "vae_optimizer": {**fast, "learning_rate": 5e-3, "weight_decay": 0.0},
+        "steps": 350,
         "batch_size": 64,
         "trainable": "all",
-        "optimizer": {**fast, "learning_rate": 3e-3},
-        "save_every": 500,
+        "optimizer": fast,
+        "save_every": 175,
     }
     config.detokenizer = {
-        "steps": 330,
+        "steps": 140,
         "batch_size": 64,
         "trainable": "all",
-        "optimizer": {**fast, "learning_rate": 3e-3},
-        "preview_every": 165,
-        "save_every": 165,
+        "optimizer": fast,
+        "preview_every": 70,
+        "save_every": 70,
     }
     config.story = {
-        "steps": 840,
+        "steps": 400,
         "batch_size": 6,
         "trainable": "all",
         "supervise": "all",
@@ -116,20 +116,20 @@ def get_config() -> ConfigDict:
         "turns": "window+opening",
         "feature_noise": 0.3,
         "position_offset": 256,
-        "optimizer": {**fast, "learning_rate": 2e-3},
-        "save_every": 300,
+        "optimizer": fast,
+        "save_every": 200,
     }
     config.adapt = {
-        "steps": 90,
+        "steps": 40,
         "batch_size": 64,
         "images_per_row": 8,
         "trainable": "all",
-        "optimizer": {**fast, "learning_rate": 1e-3},
-        "preview_every": 45,
-        "save_every": 45,
+        "optimizer": {**fast, "learning_rate": 4e-3},
+        "preview_every": 40,
+        "save_every": 20,
     }
     config.sample = {
-        "steps": 8,
+        "steps": 5,
         "guidance": 1.0,  # nothing was trained without its condition
         "batch_size": 30,
         "max_text_tokens": 40,

@@ -87,8 +87,9 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with warm-up and cosine decay; the defaults are the published story stage's."""
+    """Warm-up and cosine decay; the defaults are the published story stage's. `name`: "adamw", or "muon"."""
 
+    name: str = "adamw"
     learning_rate: float = 1e-4
     b1: float = 0.9
     b2: float = 0.98
@@ -296,6 +297,8 @@ CHOICES = {
     "sample.weights": ("", "int8"),
     "sample.checkpoint": ("newest", "best"),
     **{f"{stage}.on_nonfinite": ("stop", "skip") for stage in STAGES},
+    **{f"{stage}.optimizer.name": ("adamw", "muon") for stage in STAGES},
+    "tokenizer.vae_optimizer.name": ("adamw", "muon"),
 }
 
 

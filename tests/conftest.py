@@ -61,8 +61,6 @@ def micro_config(**changes):
     values["tokenizer"] |= {"vae_steps": 2, "vae_batch_size": 4, "steps": 2, "batch_size": 4, "save_every": 100}
     values["detokenizer"] |= {"steps": 2, "batch_size": 4, "preview_every": 0, "save_every": 100}
     values["story"] |= {"steps": 6, "batch_size": 2, "max_turns": 3, "max_length": 160, "save_every": 2}
-    # The published optimizer where it was published, the toy's elsewhere.
-    values["story"]["optimizer"] |= {"name": "adamw", "learning_rate": 2e-3}
     values["adapt"] |= {"steps": 2, "batch_size": 4, "images_per_row": 2, "preview_every": 0, "save_every": 100}
     values["sample"] |= {"steps": 2, "batch_size": 4}
     for key, change in changes.items():

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import jax
 import numpy as np
 
 from seedstory_jax.config import Config, ModelConfig, from_dict
@@ -106,13 +105,12 @@ class FreshReader:
 
     def _value(self, name: str) -> np.ndarray:
         if self._values is None:
-            from seedstory_jax.training.parts import random_parameters
+            from seedstory_jax.training.parts import part_shapes, random_parameters
 
-            def draw() -> dict[str, jax.Array]:
-                drawn = random_parameters(self._model, self._part, self._seed)
-                return {each: drawn[f"{self._part}.{each}"] for each in self.names}
-
-            self._values = {each: np.asarray(value) for each, value in jax.jit(draw)().items()}
+            shapes = part_shapes(self._model, self._part)
+            wanted = {f"{self._part}.{each}": shapes[f"{self._part}.{each}"] for each in self.names}
+            drawn = random_parameters(self._model, self._part, self._seed, wanted)
+            self._values = {each: np.asarray(drawn[f"{self._part}.{each}"]) for each in self.names}
         return self._values[name]
 
     def shape(self, name: str) -> tuple[int, ...]:

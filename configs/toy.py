@@ -91,7 +91,7 @@ def get_config() -> ConfigDict:
     config.tokenizer = {
         "vae_steps": 100,
         "vae_batch_size": 32,
-        # A hundred small matrices of as many shapes: Muon would compile for longer than it saves.
+        # Of dozens of small kernels Muon would compile for longer than it saves.
         "vae_optimizer": {**fast, "name": "adamw", "learning_rate": 3e-3, "weight_decay": 0.0},
         "steps": 350,
         "batch_size": 64,

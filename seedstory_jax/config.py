@@ -99,6 +99,7 @@ class OptimizerConfig:
     final_fraction: float = 0.05  # of the peak learning rate at the last step
     clip_norm: float = 1.0
     accumulation: int = 1  # micro-batches a step
+    adam_scale: float = 1.0  # learning rate of what Muon leaves to AdamW, in shares of the matrices'
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     """Clipping by the global norm, then the optimizer of that name, with decoupled weight decay on all it trains.
 
     "muon" orthogonalises the momentum of weight matrices (Jordan et al., 2024), with updates scaled to be as large as
-    AdamW's (Liu et al., 2025), and leaves the rest to AdamW: far fewer steps for models that begin with nothing.
+    AdamW's (Liu et al., 2025), and leaves the rest to AdamW at `adam_scale` of the learning rate: far fewer steps for
+    models that begin with nothing.
     """
     schedule = learning_rate(config, steps)
     if config.name == "muon":
@@ -43,6 +44,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
             adam_b1=config.b1,
             adam_b2=config.b2,
             adam_weight_decay=config.weight_decay,
+            adam_learning_rate=lambda step: config.adam_scale * schedule(step),
             muon_weight_dimension_numbers=weight_matrices,
             consistent_rms=ADAMW_RMS,
         )

@@ -81,10 +81,12 @@ mesh = make_mesh(MeshConfig(8, 1, 1))
 run_stage(make("story", mesh), moved, seed=0, mesh=mesh)
 """
 
+STEPS = 30  # of two processes: so many that a signal reaches both before the last
 ONE_OF_TWO = """
-import json, sys
+import json, os, signal, sys, time
 from pathlib import Path
 from seedstory_jax.data.pipeline import StoryRows
+from seedstory_jax.training.loop import Steps
 import train
 
 read, places = StoryRows.__getitem__, []
@@ -92,7 +94,17 @@ def recorded(self, place):
     places.append(place)
     return read(self, place)
 StoryRows.__getitem__ = recorded
-code = train.main(sys.argv[2:])
+
+report, signalled = Steps._report, int(sys.argv[2])
+def reported(self, watch, step, *rest):
+    report(self, watch, step, *rest)
+    if step == signalled:
+        os.kill(os.getpid(), signal.SIGTERM)
+    if signalled and step >= signalled:
+        time.sleep(0.3)  # the others hear of it through the coordinator
+Steps._report = reported
+
+code = train.main(sys.argv[3:])
 Path(sys.argv[1]).write_text(json.dumps(sorted(set(places))))
 sys.exit(code)
 """
@@ -146,49 +158,76 @@ def test_a_run_goes_on_on_another_mesh(meshes, rows_of):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
 
 
-@pytest.fixture(scope="module")
-def two_processes(config_file, tmp_path_factory) -> Path:
-    """A workdir in which two processes of two devices each trained the story stage together."""
-    folder = tmp_path_factory.mktemp("two")
+def train_together(folder: Path, config_file: Path, *, name: str, signalled: int = 0) -> list[str]:
+    """Two processes of two devices each train the story stage in folder/run; what each printed.
+
+    After step `signalled` the second one gets SIGTERM. Which rows each read goes to folder/<name>_<process>.json.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     flags = [f"--config={config_file}", f"--workdir={folder / 'run'}", "--config.stages=story", "--config.mesh.fsdp=2"]
-    flags += [f"--coordinator=localhost:{port}", "--num_processes=2"]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", ONE_OF_TWO, str(folder / f"rows_{i}.json"), *flags, f"--process_id={i}"],
-            env=environment(2),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
+    flags += [
+        f"--config.story.steps={STEPS}",
+        "--config.story.save_every=100",
+        f"--coordinator=localhost:{port}",
+        "--num_processes=2",
     ]
+    processes = []
+    for i in range(2):
+        own = [str(folder / f"{name}_{i}.json"), str(signalled * i), *flags, f"--process_id={i}"]
+        command = [sys.executable, "-c", ONE_OF_TWO, *own]
+        pipe = subprocess.PIPE
+        processes.append(subprocess.Popen(command, env=environment(2), stdout=pipe, stderr=pipe, text=True))
     try:
-        errors = [process.communicate(timeout=400)[1] for process in processes]
+        said = [process.communicate(timeout=400) for process in processes]
     finally:
         for process in processes:
             process.kill()
-    for process, error in zip(processes, errors):
+    for process, (_, error) in zip(processes, said):
         assert process.returncode == 0, error[-3000:]
-    return folder
+    return [out for out, _ in said]
+
+
+@pytest.fixture(scope="module")
+def stopped(config_file, tmp_path_factory) -> tuple[Path, list[str], int]:
+    """A workdir that two processes trained in until one of them got SIGTERM; what they said; the step they saved."""
+    from seedstory_jax.training.checkpoint import latest_step
+
+    folder = tmp_path_factory.mktemp("two")
+    said = train_together(folder, config_file, name="before", signalled=2)
+    return folder, said, latest_step(folder / "run" / "story")
+
+
+@pytest.fixture(scope="module")
+def two_processes(stopped, config_file) -> Path:
+    """The same, trained to its end by two more."""
+    train_together(stopped[0], config_file, name="after")
+    return stopped[0]
+
+
+def test_a_signal_to_one_process_stops_both_at_one_step(stopped):
+    _, said, step = stopped
+    assert 2 < step < STEPS
+    assert all(f"story saved at step {step}; the same command goes on from there" in out for out in said)
 
 
 def test_two_processes_give_one_processes_losses(two_processes, config_file, rows_of, tmp_path):
     from seedstory_jax.config import load_config
     from seedstory_jax.training.run import train
 
-    train(load_config(config_file, {"stages": "story"}), tmp_path)
+    train(load_config(config_file, {"stages": "story", "story.steps": str(STEPS)}), tmp_path)
     alone, together = rows_of(tmp_path), rows_of(two_processes / "run")
-    assert [row["step"] for row in together] == [1, 2, 3, 4]  # process 0 alone wrote them
+    assert [row["step"] for row in together] == list(range(1, STEPS + 1))  # process 0 alone wrote them
     for one, other in zip(alone, together):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
 
 
-def test_each_process_reads_its_share_alone(two_processes):
-    shares = [set(json.loads((two_processes / f"rows_{i}.json").read_text())) for i in range(2)]
+def test_each_process_reads_its_share_alone(two_processes, stopped):
+    step = stopped[2]
+    shares = [set(json.loads((two_processes / f"after_{i}.json").read_text())) for i in range(2)]
     assert not shares[0] & shares[1]
-    assert shares[0] | shares[1] == set(range(4 * 8))
+    assert shares[0] | shares[1] == set(range(step * 8, STEPS * 8))
 
 
 def test_what_two_processes_saved_one_can_read(two_processes):
@@ -197,7 +236,7 @@ def test_what_two_processes_saved_one_can_read(two_processes):
     from seedstory_jax.training.parts import part_shapes
 
     workdir = two_processes / "run"
-    assert latest_step(workdir / "story") == 4
+    assert latest_step(workdir / "story") == STEPS
     config = from_dict(Config, json.loads((workdir / "config.json").read_text()))
     shapes = part_shapes(config.model, "story")
     trained = load_trained(workdir / "story", shapes)

@@ -100,12 +100,12 @@ def get_config() -> ConfigDict:
         "save_every": 175,
     }
     config.detokenizer = {
-        "steps": 120,
+        "steps": 108,
         "batch_size": 64,
         "trainable": "all",
         "optimizer": fast,
-        "preview_every": 60,
-        "save_every": 60,
+        "preview_every": 54,
+        "save_every": 54,
     }
     config.story = {
         "steps": 400,
@@ -124,13 +124,13 @@ def get_config() -> ConfigDict:
         "save_every": 200,
     }
     config.adapt = {
-        "steps": 16,
+        "steps": 10,
         "batch_size": 64,
         "images_per_row": 8,
         "trainable": "all",
         "optimizer": {**fast, "name": "adamw", "learning_rate": 1e-3},
-        "preview_every": 16,
-        "save_every": 8,
+        "preview_every": 10,
+        "save_every": 10,
     }
     config.sample = {
         "steps": 5,

@@ -117,10 +117,8 @@ def get_config() -> ConfigDict:
         "turns": "window+opening",
         "feature_noise": 0.3,
         "position_offset": 256,
-        "optimizer": {
-            **fast,
-            "adam_scale": 0.2,
-        },  # words stay inexact where their table and head learn as fast as the rest
+        # Words stay inexact where their table and head learn as fast as the matrices.
+        "optimizer": {**fast, "adam_scale": 0.2},
         "save_every": 200,
     }
     config.adapt = {

@@ -28,7 +28,8 @@ from seedstory_jax.generation import decode
 from seedstory_jax.generation.cost import buffer_bytes
 from seedstory_jax.generation.policies import MultimodalSink
 from seedstory_jax.generation.render import RenderConfig, Renderer
-from seedstory_jax.generation.story import StoryTeller, TellingConfig
+from seedstory_jax.generation.story import StoryTeller
+from seedstory_jax.generation.telling import TellingConfig
 from seedstory_jax.models import flops
 from seedstory_jax.models.parameters import abstract_parameters
 from seedstory_jax.models.sdxl.detokenizer import Detokenizer

@@ -22,7 +22,8 @@ import numpy as np
 from benchmarks.middle import TEXT_TOKENS, middle_config, middle_model, prompt
 from seedstory_jax.generation.cost import buffer_bytes, sequence_cost
 from seedstory_jax.generation.policies import POLICIES, make_policy
-from seedstory_jax.generation.story import StoryTeller, TellingConfig
+from seedstory_jax.generation.story import StoryTeller
+from seedstory_jax.generation.telling import TellingConfig
 
 
 class Contestant:

@@ -25,7 +25,8 @@ from benchmarks.middle import TEXT_TOKENS, middle_config, middle_model, prompt
 from seedstory_jax.convert.llama import llama_config_to_published, llama_rules
 from seedstory_jax.convert.rules import export_tensors
 from seedstory_jax.generation.policies import MultimodalSink
-from seedstory_jax.generation.story import StoryTeller, TellingConfig
+from seedstory_jax.generation.story import StoryTeller
+from seedstory_jax.generation.telling import TellingConfig
 
 WINDOW = 8
 

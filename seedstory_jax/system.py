@@ -23,8 +23,9 @@ from seedstory_jax.data.tokenizer import StoryTokenizer
 from seedstory_jax.errors import UserError
 from seedstory_jax.generation.policies import Policy, make_policy
 from seedstory_jax.generation.render import Renderer
-from seedstory_jax.generation.story import Sequence as StorySequence
-from seedstory_jax.generation.story import Story, StoryTeller, TellingConfig
+from seedstory_jax.generation.story import Story, StoryTeller
+from seedstory_jax.generation.telling import Sequence as StorySequence
+from seedstory_jax.generation.telling import TellingConfig
 from seedstory_jax.generation.weights import for_sampling, stored_as
 from seedstory_jax.models.parameters import Parameters, take_apart, with_prefix
 from seedstory_jax.models.story_mllm import StoryMLLM

@@ -19,7 +19,8 @@ from seedstory_jax.evaluation.stories import StoryFolder, read_story
 from seedstory_jax.generation.cost import buffer_bytes
 from seedstory_jax.generation.policies import POLICIES, Policy, make_policy
 from seedstory_jax.generation.sample import Draw, Request, tell, write_story
-from seedstory_jax.generation.story import StoryTeller, TellingConfig
+from seedstory_jax.generation.story import StoryTeller
+from seedstory_jax.generation.telling import TellingConfig
 from seedstory_jax.models.story_mllm import StoryMLLM
 
 SWEEPS = ("image_head", "image_tail", "start", "window", "cap", "positions")

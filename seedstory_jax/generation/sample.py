@@ -17,9 +17,10 @@ from typing import Literal
 import numpy as np
 
 from seedstory_jax.errors import UserError
-from seedstory_jax.generation import story as telling
 from seedstory_jax.generation.compilations import Compilations
 from seedstory_jax.generation.policies import Policy
+from seedstory_jax.generation.story import Stories, StoryTeller
+from seedstory_jax.generation.telling import Sequence as StorySequence
 from seedstory_jax.models.kv_buffer import SlotFacts
 
 Draw = Callable[[np.ndarray, Sequence[int], Sequence[int]], np.ndarray]
@@ -52,13 +53,13 @@ class Told:
     """A story that was told: its sequences, and why it ended ("length" if it went all the way)."""
 
     request: Request
-    sequences: tuple[telling.Sequence, ...]
+    sequences: tuple[StorySequence, ...]
     ending: str
     slots: int
 
 
 def tell(
-    teller: telling.StoryTeller,
+    teller: StoryTeller,
     requests: Sequence[Request],
     *,
     mode: Literal["generate", "visualize"] = "generate",
@@ -72,7 +73,7 @@ def tell(
     length = teller.config.length
     rows = batch or len(requests)
     seeds = [story_seed(teller.config.seed, request.number) for request in requests] + [0] * (rows - len(requests))
-    stories = telling.Stories(teller, rows, length, seeds)
+    stories = Stories(teller, rows, length, seeds)
     for row in range(len(requests), rows):
         stories.end(row, "empty")
     features = np.zeros((rows, *requests[0].image_features.shape), np.float32)
@@ -100,7 +101,7 @@ def tell(
 
 
 def sample(
-    teller: telling.StoryTeller,
+    teller: StoryTeller,
     request: Request,
     out: Path,
     *,
@@ -113,7 +114,7 @@ def sample(
 
 
 def sample_many(
-    teller: telling.StoryTeller,
+    teller: StoryTeller,
     requests: Iterable[Request | Exception],
     out: Path,
     *,
@@ -170,7 +171,7 @@ def sample_many(
     return counts
 
 
-def fault_of(teller: telling.StoryTeller, request: Request) -> UserError | None:
+def fault_of(teller: StoryTeller, request: Request) -> UserError | None:
     """Why a request cannot be told, found before any other story depends on it."""
     tokenizer, limit = teller.tokenizer, teller.config.max_text_tokens
     try:
@@ -188,7 +189,7 @@ def fault_of(teller: telling.StoryTeller, request: Request) -> UserError | None:
     return None
 
 
-def write_story(teller: telling.StoryTeller, told: Told, folder: Path, draw: Draw | None) -> dict:
+def write_story(teller: StoryTeller, told: Told, folder: Path, draw: Draw | None) -> dict:
     """Draws the frames and writes the story's folder, whole or not at all; returns story.json.
 
     A frame that was given keeps its picture; without one (or without `draw`) its `image` is null.

@@ -11,7 +11,8 @@ from seedstory_jax.config import Config
 from seedstory_jax.distributed import on_host
 from seedstory_jax.errors import UserError
 from seedstory_jax.generation.policies import make_policy
-from seedstory_jax.generation.story import StoryTeller, TellingConfig
+from seedstory_jax.generation.story import StoryTeller
+from seedstory_jax.generation.telling import TellingConfig
 from seedstory_jax.generation.weights import for_sampling
 from seedstory_jax.models.parameters import Parameters
 from seedstory_jax.training.detokenizer import draw_pictures

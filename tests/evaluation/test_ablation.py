@@ -8,7 +8,7 @@ import pytest
 from seedstory_jax.errors import UserError
 from seedstory_jax.evaluation.ablation import Run, Setup, Variant, plan_runs, read_run, tell_runs, timing_figures
 from seedstory_jax.generation.sample import Request
-from seedstory_jax.generation.story import TellingConfig
+from seedstory_jax.generation.telling import TellingConfig
 from seedstory_jax.models.llama import LlamaConfig
 from seedstory_jax.models.parameters import abstract_parameters
 from seedstory_jax.models.resampler import ResamplerConfig

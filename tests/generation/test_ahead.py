@@ -7,7 +7,8 @@ import pytest
 from seedstory_jax.generation import decode
 from seedstory_jax.generation.ahead import abstract_calls
 from seedstory_jax.generation.policies import MultimodalSink, slot_count
-from seedstory_jax.generation.story import StoryTeller, TellingConfig
+from seedstory_jax.generation.story import StoryTeller
+from seedstory_jax.generation.telling import TellingConfig
 from seedstory_jax.models.parameters import abstract_parameters
 from seedstory_jax.models.story_mllm import StoryMLLM, StoryMLLMConfig
 

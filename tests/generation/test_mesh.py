@@ -10,7 +10,8 @@ import jax, numpy as np
 from jax.sharding import AxisType
 from seedstory_jax.generation.compilations import Compilations
 from seedstory_jax.generation.policies import MultimodalSink
-from seedstory_jax.generation.story import StoryTeller, TellingConfig
+from seedstory_jax.generation.story import StoryTeller
+from seedstory_jax.generation.telling import TellingConfig
 from seedstory_jax.models.parameters import abstract_parameters, initial_parameters, with_prefix
 from seedstory_jax.models.story_mllm import StoryMLLM
 from seedstory_jax.sharding import SAMPLING, parameter_shardings

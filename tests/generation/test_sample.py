@@ -8,7 +8,8 @@ import pytest
 
 from seedstory_jax.generation import sample
 from seedstory_jax.generation.policies import MultimodalSink
-from seedstory_jax.generation.story import StoryTeller, TellingConfig
+from seedstory_jax.generation.story import StoryTeller
+from seedstory_jax.generation.telling import TellingConfig
 
 POLICY = MultimodalSink(window=2, head=(1, 1), tail=(1, 1))
 CONFIG = TellingConfig(length=5, max_text_tokens=6, allow_end=False)

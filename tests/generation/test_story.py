@@ -10,7 +10,8 @@ from flax import nnx
 from seedstory_jax.errors import UserError
 from seedstory_jax.generation.compilations import Compilations
 from seedstory_jax.generation.policies import Dense, MultimodalSink, Window, WindowRecompute
-from seedstory_jax.generation.story import Stories, StoryTeller, TellingConfig
+from seedstory_jax.generation.story import Stories, StoryTeller
+from seedstory_jax.generation.telling import TellingConfig
 
 POLICY = MultimodalSink(window=2, head=(1, 1), tail=(1, 1))
 CONFIG = TellingConfig(length=8, max_text_tokens=6)

@@ -6,7 +6,8 @@ import pytest
 
 from seedstory_jax.generation import decode
 from seedstory_jax.generation.policies import make_policy
-from seedstory_jax.generation.story import StoryTeller, TellingConfig
+from seedstory_jax.generation.story import StoryTeller
+from seedstory_jax.generation.telling import TellingConfig
 from seedstory_jax.models.kv_buffer import Kind
 
 SEQUENCES = 20

@@ -7,7 +7,8 @@ import pytest
 
 from seedstory_jax.errors import UserError
 from seedstory_jax.generation.policies import Dense
-from seedstory_jax.generation.story import StoryTeller, TellingConfig
+from seedstory_jax.generation.story import StoryTeller
+from seedstory_jax.generation.telling import TellingConfig
 from seedstory_jax.generation.weights import for_sampling
 from seedstory_jax.models.lora import LoRAConfig
 from seedstory_jax.models.parameters import abstract_parameters, initial_parameters, take_apart

@@ -5,7 +5,7 @@ what is missing is left out, and never replaced under another's name.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from seedstory_jax.evaluation.picture_metrics import (
     style_consistency,
 )
 from seedstory_jax.evaluation.policy_table import records_of
+from seedstory_jax.evaluation.probe import score_stories
 from seedstory_jax.evaluation.stories import StoryFolder
 from seedstory_jax.evaluation.text_metrics import copied_share, distinct, repetition, says_the_same
 
@@ -66,17 +67,24 @@ def measure(
     found = Measurement()
     pooled: dict[str, list[np.ndarray]] = {}
     drawn: dict[str, list[np.ndarray]] = {}
+    told: list[tuple[str, str, list[dict], tuple | None]] = []  # a story's records, and what the probe shall judge
     for system, stories in systems.items():
         for story in stories:
-            progress(system, story.name)
             pictures = story.pictures()
             rows, features = _frames(story, pictures, tools)
-            found.records += records_of(system, story.name, rows)
+            judged = tools.probe or (tools.probe is None and _is_toy(story.texts[0]))
+            told.append((system, story.name, rows, (list(story.texts), pictures) if judged else None))
             if features is not None and len(features) > 1:
                 pooled.setdefault(system, []).append(features[1:].mean(1))
             if tools.inception is not None and pictures is not None:
                 drawn.setdefault(system, []).extend(pictures[1:])
         found.figures[system] = _text_figures(stories)
+    scores = score_stories([judged for *_, judged in told if judged])
+    for system, name, rows, judged in told:
+        progress(system, name)
+        for row, score in zip(rows, next(scores) if judged else (), strict=bool(judged)):
+            row |= asdict(score)
+        found.records += records_of(system, name, rows)
     true = [pictures[1:] for story in reference if (pictures := story.pictures()) is not None]
     if true and tools.encode is not None:
         true_features = np.concatenate([tools.encode(pictures).mean(1) for pictures in true if pictures])
@@ -113,8 +121,6 @@ def _frames(story: StoryFolder, pictures, tools: Tools) -> tuple[list[dict], np.
         for name, values in columns.items():
             for row, value in zip(rows, values, strict=True):
                 row[name] = value
-    if tools.probe or (tools.probe is None and _is_toy(prompt)):
-        _add_probe(rows, story, pictures)
     return rows, features
 
 
@@ -122,15 +128,6 @@ def _is_toy(caption: str) -> bool:
     from seedstory_jax.data.toy_world import parse_caption
 
     return parse_caption(caption) is not None
-
-
-def _add_probe(rows: list[dict], story: StoryFolder, pictures) -> None:
-    from dataclasses import asdict
-
-    from seedstory_jax.evaluation.probe import score_story
-
-    for row, score in zip(rows, score_story(list(story.texts), pictures), strict=True):
-        row |= asdict(score)
 
 
 def _text_figures(stories: Sequence[StoryFolder]) -> dict[str, Interval]:

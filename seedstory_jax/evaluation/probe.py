@@ -5,9 +5,12 @@ Everything in the world has one place, so each question compares a place with th
 pictures are judged by what they show and not by their edges. True pictures score 1 on everything.
 """
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from multiprocessing import get_context
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -27,6 +30,7 @@ from seedstory_jax.data.toy_world import (
 )
 
 RANGES = ((2, 10), (11, 20), (21, 30))  # frames of the reported table, counted from 1, both ends included
+SHARED_OUT = 40  # drawn stories from which on more processes judge sooner than one, their start included
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1
 
 
@@ -186,6 +190,18 @@ def score_story(
         scores.append(FrameScore(True, **named))
         before = facts, shown
     return scores
+
+
+def score_stories(
+    stories: Sequence[tuple[Sequence[str], Sequence[np.ndarray] | None]],
+) -> Iterator[list[FrameScore]]:
+    """`score_story` of each story's captions and pictures, in their order; many pictures are judged on all cores."""
+    drawn = sum(pictures is not None for _, pictures in stories)
+    if drawn < SHARED_OUT or (os.cpu_count() or 1) == 1:
+        yield from (score_story(*story) for story in stories)
+        return
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        yield from pool.map(score_story, *zip(*stories), chunksize=4)
 
 
 def _is_there(facts: FrameFacts, shown: Shown, name: str) -> bool:

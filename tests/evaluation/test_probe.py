@@ -3,7 +3,8 @@ import pytest
 from PIL import Image, ImageFilter
 
 from seedstory_jax.data.toy_world import CASTS, caption_of, make_story, render_frame
-from seedstory_jax.evaluation.probe import score_story, summarise
+from seedstory_jax.evaluation import probe
+from seedstory_jax.evaluation.probe import score_stories, score_story, summarise
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,16 @@ def test_one_frame_by_hand():
     assert two.characters == 0.5 and two.poses == 0 and two.extra == 1 and two.props == 1
     assert two.treasure is False and two.opening_named is False and two.opening_shown is True
     assert two.cast_kept == 1 and two.persistence is False
+
+
+def test_many_stories_are_judged_by_several_processes_alike(world, monkeypatch):
+    captions, pictures = world
+    stories = [(captions[0], pictures[0]), (captions[1], None), (captions[2], pictures[1])]
+    alone = [score_story(*story) for story in stories]
+    assert list(score_stories(stories)) == alone
+    monkeypatch.setattr(probe, "SHARED_OUT", 2)
+    monkeypatch.setattr(probe, "look", None)  # this process judges no picture
+    assert list(score_stories(stories)) == alone
 
 
 def test_text_alone(world):

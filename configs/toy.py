@@ -1,4 +1,4 @@
-"""The toy: the whole system small, trained from nothing on two CPU cores in some twenty minutes. Copy me."""
+"""The toy: the whole system small, trained from nothing on two CPU cores in some fifteen minutes. Copy me."""
 
 from ml_collections import ConfigDict
 

@@ -61,7 +61,7 @@ class PaddedTokens(Tokens):
 
 def token_batch(config: StoryMLLMConfig, rows: int, supervise: str, turns: int = TURNS) -> dict[str, np.ndarray]:
     """Rows of `turns` captions of 40 random words, and no image features yet."""
-    tokens = PaddedTokens(config.num_image_tokens)
+    tokens = PaddedTokens(config.llama.vocab_size, config.num_image_tokens)
     length = row_tokens(config, supervise, turns)
     layout = SequenceConfig(
         num_image_tokens=config.num_image_tokens, max_tokens=length, max_images=turns, supervise=supervise

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from seedstory_jax.config import OptimizerConfig
 from seedstory_jax.models.lora import LoRAConfig
 from seedstory_jax.models.parameters import abstract_parameters, with_prefix
 from seedstory_jax.training.loop import train_step
@@ -40,7 +41,7 @@ def step(micro):
     }
     batch["image_features"] = jax.ShapeDtypeStruct((rows, images, model.vit.n_queries, 16), jnp.bfloat16)
     batch["image_valid"] = jax.ShapeDtypeStruct((rows, images), jnp.bool_)
-    optimizer = make_optimizer(config.story.optimizer, 100)
+    optimizer = make_optimizer(OptimizerConfig(), 100)  # the published one, AdamW
     state = jax.eval_shape(optimizer.init, trained)
     key = jax.eval_shape(lambda: jax.random.key(0))
     one = jax.jit(partial(train_step, partial(story_loss, config), optimizer, 1), donate_argnums=(0, 1))

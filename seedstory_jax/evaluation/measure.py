@@ -82,8 +82,9 @@ def measure(
     scores = score_stories([judged for *_, judged in told if judged])
     for system, name, rows, judged in told:
         progress(system, name)
-        for row, score in zip(rows, next(scores) if judged else (), strict=bool(judged)):
-            row |= asdict(score)
+        if judged:
+            for row, score in zip(rows, next(scores), strict=True):
+                row |= asdict(score)
         found.records += records_of(system, name, rows)
     true = [pictures[1:] for story in reference if (pictures := story.pictures()) is not None]
     if true and tools.encode is not None:

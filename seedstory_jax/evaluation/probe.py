@@ -195,7 +195,10 @@ def score_story(
 def score_stories(
     stories: Sequence[tuple[Sequence[str], Sequence[np.ndarray] | None]],
 ) -> Iterator[list[FrameScore]]:
-    """`score_story` of each story's captions and pictures, in their order; many pictures are judged on all cores."""
+    """`score_story` of each story's captions and pictures, in their order; many pictures are judged on all cores.
+
+    These are new processes (`SHARED_OUT`), so a script that comes here keeps its own work under `__main__`.
+    """
     drawn = sum(pictures is not None for _, pictures in stories)
     if drawn < SHARED_OUT or (os.cpu_count() or 1) == 1:
         yield from (score_story(*story) for story in stories)

@@ -1,10 +1,22 @@
-"""Softmax attention with a boolean mask, full or grouped key/value heads."""
+"""Softmax attention with a boolean mask, full or grouped key/value heads.
+
+Training's `attend` takes queries in blocks and computes each block's logits again in the backward pass, as
+FlashAttention does (Dao et al. 2022): no more than a block of logits is ever held, and causal rows skip the blocks they
+may not read. Axis letters: b row, t query, s key slot, n query heads, k key/value heads, g query heads of one of those,
+h head size.
+"""
+
+from collections.abc import Iterator
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 MASKED_LOGIT = -1e30  # finite, so that a fully masked row stays free of NaN in both passes
+QUERY_BLOCK = 128
+ATTENDED = "attended"  # name of what the backward pass needs, for rematerialisation policies
 
 
 def attend(
@@ -12,15 +24,26 @@ def attend(
     k: Float[Array, "b s k h"],
     v: Float[Array, "b s k h"],
     mask: Bool[Array, "b t s"],
+    *,
+    causal: bool = False,
 ) -> Float[Array, "b t n h"]:
     """Softmax attention over key slots; `mask[b, t, s]` is True where query t may read slot s.
 
     Query head n reads key/value head n // (heads / kv_heads). Logits and softmax are float32 whatever the inputs'
     dtype; the result has v's dtype. A query that may read nothing gives 0. Masked slots must hold finite values.
 
-    Raises ValueError if the query heads are no multiple of the key heads.
+    Args:
+        q, k, v, mask: as above.
+        causal: a promise that no query reads a later slot than its own number, so that most of what lies above the
+            diagonal is not even computed.
+
+    Raises:
+        ValueError: the query heads are no multiple of the key heads, or `causal` with fewer slots than queries.
     """
-    return attend_slots(q, jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), mask)
+    if causal and k.shape[1] < q.shape[1]:
+        raise ValueError(f"causal attention of {q.shape[1]} queries to {k.shape[1]} slots: a slot a query is needed")
+    q = _grouped(q, k.shape[2])
+    return _ungrouped(_attend_in_blocks(causal, q, jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), mask))
 
 
 def attend_slots(
@@ -29,18 +52,79 @@ def attend_slots(
     v: Float[Array, "b k s h"],
     mask: Bool[Array, "b t s"],
 ) -> Float[Array, "b t n h"]:
-    """`attend` for keys and values with heads before slots, as the KV buffer holds them.
+    """`attend` for keys and values with heads before slots, as the KV buffer holds them, and for sampling alone.
 
     Each head's slots then lie together, and both products read them where they are: no transposed copy of a buffer for
     every token (three times as fast on a CPU).
     """
+    return _ungrouped(_attend_block(_grouped(q, k.shape[1]), k, v, mask)[0])
+
+
+def query_blocks(queries: int, slots: int, causal: bool) -> Iterator[tuple[slice, slice]]:
+    """(queries, slots that they read) of every block of `attend`."""
+    for start in range(0, queries, QUERY_BLOCK):
+        stop = min(start + QUERY_BLOCK, queries)
+        yield slice(start, stop), slice(0, stop if causal else slots)
+
+
+def _attend_block(q, k, v, mask):
+    """q [b k g t h] -> what it attends to, and the logarithm of each query's summed weights [b k g t 1]."""
+    logits = _logits(q, k, mask)
+    # A row that reads nothing keeps a peak far above its own logits: its weights are 0, and so is their sum.
+    peak = jnp.maximum(jnp.max(logits, axis=-1, keepdims=True), MASKED_LOGIT / 2)
+    weights = jnp.exp(logits - peak)
+    total = jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
+    mixed = jnp.einsum("bkgts,bksh->bkgth", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return (mixed / total).astype(v.dtype), peak + jnp.log(total)
+
+
+def _logits(q, k, mask):
+    logits = jnp.einsum("bkgth,bksh->bkgts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    return jnp.where(mask[:, None, None], logits, MASKED_LOGIT)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend_in_blocks(causal, q, k, v, mask):
+    return _forward(causal, q, k, v, mask)[0]
+
+
+def _forward(causal, q, k, v, mask):
+    blocks = [
+        _attend_block(q[..., rows, :], k[:, :, read], v[:, :, read], mask[:, rows, read])
+        for rows, read in query_blocks(q.shape[3], k.shape[2], causal)
+    ]
+    attended, log_total = (checkpoint_name(jnp.concatenate(parts, axis=3), ATTENDED) for parts in zip(*blocks))
+    return attended, (q, k, v, mask, attended, log_total)
+
+
+def _backward(causal, saved, gradient):
+    q, k, v, mask, attended, log_total = saved
+    slots, scale = k.shape[2], q.shape[-1] ** -0.5
+    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    # Softmax's own gradient: weights · (d weights - their mean under the weights), which is this sum.
+    mean = jnp.sum(gradient.astype(jnp.float32) * attended, axis=-1, keepdims=True)
+    dq, dk, dv = [], jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
+    for rows, read in query_blocks(q.shape[3], slots, causal):
+        q_rows, k_read, v_read, d_rows = q[..., rows, :], k[:, :, read], v[:, :, read], gradient[..., rows, :]
+        weights = jnp.exp(_logits(q_rows, k_read, mask[:, rows, read]) - log_total[..., rows, :])
+        d_weights = product("bkgth,bksh->bkgts", d_rows, v_read)
+        d_logits = (weights * (d_weights - mean[..., rows, :]) * scale).astype(q.dtype)
+        dq.append(product("bkgts,bksh->bkgth", d_logits, k_read))
+        dk = dk.at[:, :, read].add(product("bkgts,bkgth->bksh", d_logits, q_rows))
+        dv = dv.at[:, :, read].add(product("bkgts,bkgth->bksh", weights.astype(v.dtype), d_rows))
+    return jnp.concatenate(dq, axis=3).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
+
+
+_attend_in_blocks.defvjp(_forward, _backward)
+
+
+def _grouped(q, kv_heads):
     batch, length, heads, size = q.shape
-    kv_heads = k.shape[1]
     if heads % kv_heads:
         raise ValueError(f"{heads} query heads cannot share {kv_heads} key/value heads: not a multiple")
-    q = q.reshape(batch, length, kv_heads, heads // kv_heads, size)  # g: query heads of one key head
-    logits = jnp.einsum("btkgh,bksh->bkgts", q, k, preferred_element_type=jnp.float32) * size**-0.5
-    weights = jax.nn.softmax(jnp.where(mask[:, None, None], logits, MASKED_LOGIT), axis=-1)
-    attended = jnp.einsum("bkgts,bksh->bkgth", weights.astype(v.dtype), v)
-    attended = jnp.where(mask.any(-1)[:, None, None, :, None], attended, 0.0)
-    return attended.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, size)
+    return q.reshape(batch, length, kv_heads, heads // kv_heads, size).transpose(0, 2, 3, 1, 4)
+
+
+def _ungrouped(attended):
+    batch, kv_heads, group, length, size = attended.shape
+    return attended.transpose(0, 3, 1, 2, 4).reshape(batch, length, kv_heads * group, size)

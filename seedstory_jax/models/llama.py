@@ -170,7 +170,7 @@ class Llama(nnx.Module):
         *,
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "b t d"]:
-        """Hidden states after the final norm; `mask[b, t, s]` says whether token t reads token s.
+        """Hidden states after the final norm; `mask[b, t, s]` says whether token t reads token s, itself or earlier.
 
         LoRA dropout is on where `dropout_key` is given, with its own key in each layer and each projection.
         """
@@ -220,7 +220,7 @@ class Llama(nnx.Module):
 
         def step(layer: LlamaLayer, x, key):
             q, k, v = layer.project(x, positions, key)
-            x = layer.finish(x, attend(q, k, v, mask), key)
+            x = layer.finish(x, attend(q, k, v, mask, causal=True), key)
             return x, (x if keep else None)
 
         x = constrain(embeddings.astype(self.norm.dtype), "btd")

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from seedstory_jax.models.dense import dense
+
 LoRAParam = nnx.LoRAParam  # a subclass of nnx.Param: filter for it before filtering for Param
 
 
@@ -48,11 +50,11 @@ class LoRALinear(nnx.Module):
     def __call__(self, x: Float[Array, "*b in"], dropout_key: Key[Array, ""] | None = None) -> Float[Array, "*b out"]:
         """Dropout acts on the adapter's input alone, and only where a key is given."""
         x = x.astype(self.dtype)
-        y = x @ self.kernel[...].astype(self.dtype)
+        y = dense(x, self.kernel[...].astype(self.dtype))
         if self.lora is None:
             return y
         if dropout_key is not None and self.lora.dropout > 0:
             keep = jax.random.bernoulli(dropout_key, 1.0 - self.lora.dropout, x.shape)
             x = jnp.where(keep, x / (1.0 - self.lora.dropout), 0).astype(self.dtype)
-        low = x @ self.lora_a[...].astype(self.dtype)
-        return y + self.lora.scale * (low @ self.lora_b[...].astype(self.dtype))
+        low = self.lora.scale * dense(x, self.lora_a[...].astype(self.dtype))
+        return y + dense(low, self.lora_b[...].astype(self.dtype))

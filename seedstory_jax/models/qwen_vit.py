@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from seedstory_jax.models.dense import Linear
 from seedstory_jax.models.layer_stack import constrain, scan_layers, stack_layers
 from seedstory_jax.models.resampler import QwenResampler, ResamplerConfig, resize_position_table
 
@@ -74,8 +75,8 @@ class SelfAttention(nnx.Module):
     def __init__(self, config: QwenViTConfig, *, rngs: nnx.Rngs):
         self.heads = config.heads
         dtype = jnp.dtype(config.dtype)
-        self.in_proj = nnx.Linear(config.width, 3 * config.width, dtype=dtype, rngs=rngs)
-        self.out_proj = nnx.Linear(config.width, config.width, dtype=dtype, rngs=rngs)
+        self.in_proj = Linear(config.width, 3 * config.width, dtype=dtype, rngs=rngs)
+        self.out_proj = Linear(config.width, config.width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b s w"]) -> Float[Array, "b s w"]:
         """Logits and softmax in float32."""
@@ -90,8 +91,8 @@ class MLP(nnx.Module):
 
     def __init__(self, config: QwenViTConfig, *, rngs: nnx.Rngs):
         dtype = jnp.dtype(config.dtype)
-        self.c_fc = nnx.Linear(config.width, config.mlp_width, dtype=dtype, rngs=rngs)
-        self.c_proj = nnx.Linear(config.mlp_width, config.width, dtype=dtype, rngs=rngs)
+        self.c_fc = Linear(config.width, config.mlp_width, dtype=dtype, rngs=rngs)
+        self.c_proj = Linear(config.mlp_width, config.width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b s w"]) -> Float[Array, "b s w"]:
         """Token by token."""

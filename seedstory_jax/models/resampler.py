@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from seedstory_jax.models.dense import Linear, dense
 from seedstory_jax.models.layer_stack import constrain
 
 CUBIC = -0.75  # torch's bicubic kernel; most image libraries (jax.image too) take -0.5
@@ -99,7 +100,7 @@ class CrossAttention(nnx.Module):
         self.dtype = jnp.dtype(dtype)
         self.in_proj_weight = nnx.Param(nnx.initializers.xavier_uniform()(rngs.params(), (3 * dim, dim), jnp.float32))
         self.in_proj_bias = nnx.Param(jnp.zeros(3 * dim, jnp.float32))
-        self.out_proj = nnx.Linear(
+        self.out_proj = Linear(
             dim, dim, kernel_init=nnx.initializers.truncated_normal(0.02), dtype=self.dtype, rngs=rngs
         )
 
@@ -110,7 +111,7 @@ class CrossAttention(nnx.Module):
         weight = jnp.split(self.in_proj_weight[...].astype(self.dtype), 3)
         bias = jnp.split(self.in_proj_bias[...].astype(self.dtype), 3)
         q, k, v = (
-            self._heads(x.astype(self.dtype) @ w.T + b)
+            self._heads(dense(x.astype(self.dtype), w.T) + b)
             for x, w, b in zip((queries, keys, values), weight, bias, strict=True)
         )
         x = jax.nn.dot_product_attention(q, k, v)  # b q n h
@@ -130,7 +131,7 @@ class QwenResampler(nnx.Module):
         self.query = nnx.Param(small(rngs.params(), (queries, dim), jnp.float32))
         self.pos_embed = FixedParam(sincos_2d(dim, config.grid_size))
         if config.kv_dim != dim:
-            self.kv_proj = nnx.Linear(config.kv_dim, dim, use_bias=False, kernel_init=small, dtype=dtype, rngs=rngs)
+            self.kv_proj = Linear(config.kv_dim, dim, use_bias=False, kernel_init=small, dtype=dtype, rngs=rngs)
         self.ln_q = self._norm(rngs)
         self.ln_kv = self._norm(rngs)
         self.attn = CrossAttention(dim, config.num_heads, dtype=config.dtype, rngs=rngs)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from seedstory_jax.models.dense import Linear
 from seedstory_jax.models.layer_stack import constrain
 
 # Called with a published module path and that module's output; tests and the parity command listen, nobody else does.
@@ -58,7 +59,7 @@ def linear(
 ) -> nnx.Linear:
     """A linear layer with float32 parameters that computes in `dtype`; `zero` starts it at 0."""
     initialiser = {"kernel_init": nnx.initializers.zeros_init()} if zero else {}
-    return nnx.Linear(
+    return Linear(
         in_features,
         out_features,
         use_bias=use_bias,

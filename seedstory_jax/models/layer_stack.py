@@ -10,14 +10,13 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from seedstory_jax.models.attention import ATTENDED
+from seedstory_jax.models.dense import PROJECTED
 
 REMAT_POLICIES = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(ATTENDED),
-    ),
+    # By name, since an adapter's products are not worth their memory: of a projection only the sum is kept.
+    "dots": jax.checkpoint_policies.save_only_these_names(PROJECTED, ATTENDED),
 }
 
 
@@ -50,8 +49,8 @@ def scan_layers(
         step: one layer's work; traced once, however many layers there are.
         carry: the first carry.
         xs: a pytree with a leading [l] axis, one slice a layer, or None.
-        remat: what the backward pass recomputes: "none", "full" (all of it), "dots" (all but matrix products
-            and what is attended to).
+        remat: what the backward pass recomputes: "none", "full" (all of it), "dots" (all but what
+            linear layers and the LLaMA's attention return).
         unroll: passed to `lax.scan`; True writes the layers out one after the other.
 
     Returns:

@@ -5,9 +5,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Key
 
-from seedstory_jax.models.dense import dense
+from seedstory_jax.models.dense import PROJECTED, dense
 
 LoRAParam = nnx.LoRAParam  # a subclass of nnx.Param: filter for it before filtering for Param
 
@@ -52,9 +53,9 @@ class LoRALinear(nnx.Module):
         x = x.astype(self.dtype)
         y = dense(x, self.kernel[...].astype(self.dtype))
         if self.lora is None:
-            return y
+            return checkpoint_name(y, PROJECTED)
         if dropout_key is not None and self.lora.dropout > 0:
             keep = jax.random.bernoulli(dropout_key, 1.0 - self.lora.dropout, x.shape)
             x = jnp.where(keep, x / (1.0 - self.lora.dropout), 0).astype(self.dtype)
         low = self.lora.scale * dense(x, self.lora_a[...].astype(self.dtype))
-        return y + dense(low, self.lora_b[...].astype(self.dtype))
+        return checkpoint_name(y + dense(low, self.lora_b[...].astype(self.dtype)), PROJECTED)

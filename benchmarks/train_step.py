@@ -234,7 +234,7 @@ def middle_model(layers: int, width: int) -> ModelConfig:
     """The middle LLaMA with LoRA, and a ViT whose share of a published row's FLOPs is the published one."""
     story = middle_config(layers, width)
     lora = LoRAConfig(dropout=0.0)
-    story = dataclasses.replace(story, llama=dataclasses.replace(story.llama, lora=lora))
+    story = dataclasses.replace(story, llama=dataclasses.replace(story.llama, lora=lora, remat="dots"))
     features = story.output_resampler.grid_size**2
     row = story_training(story, row_tokens(story, "last"), TURNS, features, remat=False)
     wanted = PUBLISHED_VIT_SHARE / (1 - PUBLISHED_VIT_SHARE) * row / TURNS

@@ -1,7 +1,7 @@
 """Floating point operations of every model, counted from its config alone.
 
 A multiply-add is two operations. What is counted are matrix products and convolutions, as the code computes them:
-attention over all slots, masked ones included; convolutions without their padding. Norms, activations, softmax and
+attention over all slots that are read, masked ones included (of a causal row, blocks); convolutions without their padding. Norms, activations, softmax and
 rotations, a few percent in small models and nothing in large ones, are not. All functions count one row of a batch,
 forward.
 
@@ -9,6 +9,7 @@ XLA's own cost analysis counts the body of a scan once, however often it runs; s
 and the cost of a story are computed from, tested against that analysis on unrolled models.
 """
 
+from seedstory_jax.models.attention import query_blocks
 from seedstory_jax.models.llama import LlamaConfig
 from seedstory_jax.models.qwen_vit import QwenViTConfig
 from seedstory_jax.models.resampler import ResamplerConfig
@@ -21,7 +22,9 @@ from seedstory_jax.models.story_mllm import StoryMLLMConfig
 
 def llama_forward(config: LlamaConfig, length: int, *, scored: int = 0) -> int:
     """One plain forward over `length` tokens, with logits for `scored` of them."""
-    return llama_extend(config, length, length, scored=scored)
+    width = config.num_heads * config.head_dim
+    spared = config.num_layers * (attention(length, length, width) - causal_attention(length, width))
+    return llama_extend(config, length, length, scored=scored) - spared
 
 
 def llama_extend(config: LlamaConfig, tokens: int, slots: int, *, scored: int = 0) -> int:
@@ -143,6 +146,12 @@ def linear(tokens: int, inputs: int, outputs: int) -> int:
 def attention(queries: int, keys: int, width: int) -> int:
     """Scores and their mixture over all heads together (`width` = heads · head size)."""
     return 4 * queries * keys * width
+
+
+def causal_attention(length: int, width: int) -> int:
+    """`attention` of a row to itself, in the blocks of `attend`."""
+    blocks = query_blocks(length, length, causal=True)
+    return sum(attention(rows.stop - rows.start, read.stop, width) for rows, read in blocks)
 
 
 def conv(

@@ -1,15 +1,16 @@
 """Floating point operations of training steps: forward, backward, and what rematerialisation computes again.
 
 Conventions of `flops`. A product y = x W costs as much again for the gradient of x, and once more for that of W where W
-trains; frozen weights get none. Attention has two operands that both get gradients. `remat=False` leaves out what is
-computed again: the operations that count for model FLOPs utilisation. All functions count one row, or one picture.
+trains; frozen weights get none. Attention has two operands that both get gradients, and the LLaMA's computes its logits
+again. `remat=False` leaves out what is computed again: the operations that count for model FLOPs utilisation. All functions count one row, or one picture.
 """
 
 from seedstory_jax.models.flops import (
     attention,
+    causal_attention,
     conv,
     linear,
-    llama_extend,
+    llama_forward,
     perceiver,
     resampler,
     unet,
@@ -31,18 +32,19 @@ def llama_training(
     """
     d, f = config.hidden_size, config.intermediate_size
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    mixing = config.num_layers * attention(length, length, queries)
-    layers = llama_extend(config, length, length) - mixing
+    mixing = config.num_layers * causal_attention(length, queries)
+    layers = llama_forward(config, length) - mixing
     projections = 2 * queries + 2 * keys
     base = config.num_layers * (linear(length, d, projections) + 3 * linear(length, d, f))
     adapters = layers - base
     total = 3 * (mixing + adapters) + (3 if trains_base else 2) * base + 3 * linear(scored, d, config.padded_vocab_size)
+    total += mixing // 2 if remat else 0
     if remat and config.remat == "full":
         # The last product's result is what the next layer keeps anyway.
         down = linear(length, f, d) + (linear(length, config.lora.rank, d) if config.lora else 0)
         total += layers + mixing - config.num_layers * down
-    elif remat and config.remat == "dots":
-        total += mixing
+    elif remat and config.remat == "dots" and config.lora is not None:
+        total += config.num_layers * (6 * linear(length, d, config.lora.rank) + linear(length, f, config.lora.rank))
     return total
 
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seedstory_jax.models.attention import attend
+from seedstory_jax.models.attention import QUERY_BLOCK, attend
 
 
 def random(seed, *shape):
@@ -57,3 +57,34 @@ def test_result_has_the_type_of_v():
 def test_heads_must_share_evenly():
     with pytest.raises(ValueError, match="3 query heads cannot share 2"):
         attend(random(0, 1, 2, 3, 4), random(1, 1, 3, 2, 4), random(2, 1, 3, 2, 4), jnp.ones((1, 2, 3), bool))
+
+
+@pytest.mark.parametrize("kv_heads", [2, 1])
+def test_blocks_of_queries_have_the_values_and_gradients_of_all_logits_at_once(kv_heads):
+    length = 2 * QUERY_BLOCK + 44
+    q, k, v = random(0, 2, length, 2, 8), random(1, 2, length, kv_heads, 8), random(2, 2, length, kv_heads, 8)
+    mask = np.tril(np.random.default_rng(3).random((2, length, length)) < 0.5)
+    mask[0, 3] = mask[1, length - 1] = False
+    weight = random(4, 2, length, 2, 8)
+
+    def at_once(q, k, v):
+        k, v = (jnp.repeat(x, 2 // kv_heads, axis=2) for x in (k, v))
+        logits = jnp.where(mask[:, None], jnp.einsum("btnh,bsnh->bnts", q, k) / np.sqrt(8), -1e30)
+        mixed = jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(logits), v)
+        return jnp.where(mask.any(-1)[..., None, None], mixed, 0)
+
+    def value_and_gradients(function):
+        return jax.value_and_grad(lambda *x: jnp.sum(weight * function(*x)), argnums=(0, 1, 2))(q, k, v)
+
+    with jax.default_matmul_precision("highest"):
+        expected = value_and_gradients(at_once)
+        for causal in (False, True):
+            ours = value_and_gradients(lambda *x, causal=causal: attend(*x, jnp.asarray(mask), causal=causal))
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), ours, expected)
+
+
+def test_causal_attention_needs_a_slot_a_query():
+    with pytest.raises(ValueError, match="4 queries to 3 slots"):
+        attend(
+            random(0, 1, 4, 1, 4), random(1, 1, 3, 1, 4), random(2, 1, 3, 1, 4), jnp.ones((1, 4, 3), bool), causal=True
+        )

@@ -1,9 +1,9 @@
 """Floating point operations of every model, counted from its config alone.
 
 A multiply-add is two operations. What is counted are matrix products and convolutions, as the code computes them:
-attention over all slots that are read, masked ones included (of a causal row, blocks); convolutions without their padding. Norms, activations, softmax and
-rotations, a few percent in small models and nothing in large ones, are not. All functions count one row of a batch,
-forward.
+attention over all slots that are read, masked ones included (a causal row's in blocks); convolutions without their
+padding. Norms, activations, softmax and rotations, a few percent in small models and nothing in large ones, are not.
+All functions count one row of a batch, forward.
 
 XLA's own cost analysis counts the body of a scan once, however often it runs; so this counter is what throughput, MFU
 and the cost of a story are computed from, tested against that analysis on unrolled models.

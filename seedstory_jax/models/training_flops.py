@@ -1,8 +1,9 @@
 """Floating point operations of training steps: forward, backward, and what rematerialisation computes again.
 
 Conventions of `flops`. A product y = x W costs as much again for the gradient of x, and once more for that of W where W
-trains; frozen weights get none. Attention has two operands that both get gradients, and the LLaMA's computes its logits
-again. `remat=False` leaves out what is computed again: the operations that count for model FLOPs utilisation. All functions count one row, or one picture.
+trains; frozen weights get none. Attention has two operands that both get gradients, and the LLaMA's computes its
+logits again. `remat=False` leaves out what is computed again: the operations that count for model FLOPs utilisation.
+All functions count one row, or one picture.
 """
 
 from seedstory_jax.models.flops import (

@@ -60,8 +60,12 @@ def test_optimizer_state_is_of_what_trains_alone_and_float32(step):
 
 
 def equations(jaxpr):
-    """Every equation, those of inner programs too."""
-    for equation in jaxpr.eqns:
+    """Every equation whose result is used, those of inner programs too: the others are never compiled."""
+    used = {id(value) for value in jaxpr.outvars}
+    for equation in reversed(jaxpr.eqns):
+        if used.isdisjoint(map(id, equation.outvars)):
+            continue
+        used.update(map(id, equation.invars))
         yield equation
         for value in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
             inner = getattr(value, "jaxpr", value)

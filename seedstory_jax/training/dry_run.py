@@ -19,12 +19,12 @@ from seedstory_jax.data.pipeline import NOTE_FIELDS
 from seedstory_jax.data.sources import JoinedSource
 from seedstory_jax.data.storystream import Story
 from seedstory_jax.data.tokenizer import StoryTokenizer
-from seedstory_jax.models.parameters import Parameters, abstract_parameters, with_prefix
+from seedstory_jax.models.parameters import Parameters
 from seedstory_jax.sharding import make_mesh, optimizer_shardings, parameter_shardings
 from seedstory_jax.training.feature_cache import Encoder, OnlineRows, Rows
 from seedstory_jax.training.loop import Stage, Steps
 from seedstory_jax.training.optimizer import make_optimizer
-from seedstory_jax.training.parts import PARTS, TRAINED_BY, frozen_and_trained, random_parameters, trainable_names
+from seedstory_jax.training.parts import TRAINED_BY, frozen_and_trained, part_shapes, random_parameters, trainable_names
 from seedstory_jax.training.run import MAKE
 from seedstory_jax.training.tokenizer import vae_stage, vit_stage
 from seedstory_jax.training.workspace import Workspace
@@ -62,7 +62,7 @@ def _stages(config: Config, name: str, mesh: Mesh) -> list[Stage]:
     parts = OWN_PARTS[name] + (("vit", "vae") if config.data.features == "online" else ())
     parameters: Parameters = {}
     for part in parts:
-        for path, shape in with_prefix(part, abstract_parameters(PARTS[part](config.model))[1]).items():
+        for path, shape in part_shapes(config.model, part).items():
             at = layout(path, shape)
             parameters[path] = jnp.full(at.shape, 0.01, at.dtype, device=at.sharding)
     return [MAKE[name](config, workspace, parameters)]

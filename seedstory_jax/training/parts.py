@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +82,14 @@ def trainable_names(part: str, chosen: str) -> Callable[[str], bool]:
     return matches
 
 
+@cache  # every stage asks several times, and tracing a module's initialisers takes seconds
+def _abstract(model: ModelConfig, part: str) -> tuple[Blueprint, dict[str, jax.ShapeDtypeStruct]]:
+    return abstract_parameters(PARTS[part](model))
+
+
 def blueprint(model: ModelConfig, part: str) -> Blueprint:
     """The structure of one part."""
-    return abstract_parameters(PARTS[part](model))[0]
+    return _abstract(model, part)[0]
 
 
 def build(model: ModelConfig, part: str, parameters: Mapping[str, Any]) -> Any:
@@ -112,7 +118,7 @@ def random_parameters(
 
 def part_shapes(model: ModelConfig, part: str) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of one part's parameters, under its prefix."""
-    return with_prefix(part, abstract_parameters(PARTS[part](model))[1])
+    return with_prefix(part, _abstract(model, part)[1])
 
 
 def load_parameters(

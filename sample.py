@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--batch", type=int, default=8, help="stories told at once with --stories")
     flags, overrides = parser.parse_strictly(arguments)
 
-    from seedstory_jax.sampling import run_sampling
+    from seedstory_jax.sample import run_sampling
 
     return run_sampling(flags, overrides)
 

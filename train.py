@@ -20,7 +20,7 @@ def main(arguments: Sequence[str]) -> int:
 
     from seedstory_jax.config import load_config
     from seedstory_jax.training.loop import Interrupted
-    from seedstory_jax.training.run import train
+    from seedstory_jax.training.train import train
 
     if flags.dry_run:
         from seedstory_jax.training.dry_run import dry_run

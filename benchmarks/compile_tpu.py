@@ -27,21 +27,21 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from seedstory_jax.checkpoints.parts import build, part_shapes
 from seedstory_jax.config import Config, load_config
 from seedstory_jax.generation import decode
-from seedstory_jax.generation.ahead import abstract_calls
+from seedstory_jax.generation.aot import lower_programs
+from seedstory_jax.generation.build import KEPT_IN_FLOAT32
 from seedstory_jax.generation.policies import MultimodalSink, slot_count
 from seedstory_jax.generation.render import Condition, decode_frames, guided_step, sampling_time_ids
 from seedstory_jax.generation.scheduler import euler_schedule
-from seedstory_jax.generation.weights import KEPT_IN_FLOAT32
 from seedstory_jax.models.layer_stack import activation_axes
 from seedstory_jax.models.parameters import abstract_parameters, under_prefix, with_prefix
 from seedstory_jax.models.sdxl.unet import UNet
 from seedstory_jax.models.sdxl.vae import VAE
 from seedstory_jax.models.story_mllm import StoryMLLM
 from seedstory_jax.sharding import ACTIVATIONS, SAMPLING, batch_sharding, make_mesh, parameter_shardings, sampling_mesh
-from seedstory_jax.training.ahead import abstract_step, placed
-from seedstory_jax.training.parts import build, part_shapes
+from seedstory_jax.training.aot import abstract_step, placed
 
 TOPOLOGIES = ("v5e:2x4", "v5e:4x4", "v5p:4x4x4", "v6e:2x4")
 MEMORY = {"TPU v5 lite": 16 << 30, "TPU v5": 95 << 30, "TPU v5p": 95 << 30, "TPU v6 lite": 32 << 30}
@@ -83,16 +83,16 @@ def telling(config: Config, call: str, mesh: Mesh) -> jax.stages.Lowered:
     mesh = sampling_mesh(config, mesh.devices.flatten())
     llama = dataclasses.replace(config.model.story.llama, lora=None)
     story = dataclasses.replace(config.model.story, llama=llama)
-    blueprint, bare = abstract_parameters(lambda rngs: StoryMLLM(story, rngs=rngs))
+    module_def, bare = abstract_parameters(lambda rngs: StoryMLLM(story, rngs=rngs))
     shapes = with_prefix("story", bare)
     at = parameter_shardings(mesh, shapes, SAMPLING)
     shapes = {name: stored(shape, name, llama.dtype, at[name]) for name, shape in shapes.items()}
     image = tuple(range(llama.vocab_size - story.num_image_tokens, llama.vocab_size))
     tokens = decode.SpecialTokens(bos=1, eos=2, boi=image[0] - 2, eoi=image[0] - 1, image=image, barred=image)
-    shape = decode.Shape(blueprint, story, tokens, "slot", config.sample.max_text_tokens, mesh=mesh)
+    shape = decode.Shape(module_def, story, tokens, "slot", config.sample.max_text_tokens, mesh=mesh)
     policy = MultimodalSink(window=config.sample.window)
     slots = slot_count(policy, LENGTH, config.sample.max_text_tokens + story.num_image_tokens + 2)
-    calls = abstract_calls(shape, under_prefix("story", shapes), policy, batch=STORIES, slots=slots, dtype=llama.dtype)
+    calls = lower_programs(shape, under_prefix("story", shapes), policy, batch=STORIES, slots=slots, dtype=llama.dtype)
     return calls[call]()
 
 
@@ -101,11 +101,11 @@ def unet_step(config: Config, mesh: Mesh) -> jax.stages.Lowered:
     model, count = config.model, config.sample.batch_size
     perceiver, side = model.detokenizer.perceiver, model.image_size // model.vae.downscale
     schedule = euler_schedule(model.scheduler, config.sample.steps)
-    blueprint, shapes = abstract_parameters(lambda rngs: UNet(model.detokenizer.unet, rngs=rngs))
+    module_def, shapes = abstract_parameters(lambda rngs: UNet(model.detokenizer.unet, rngs=rngs))
     frames, parameters = every_device(mesh, shapes, model.detokenizer.unet.dtype)
 
     def one(parameters, latents, tokens, pooled, negative_tokens, negative_pooled, number, guidance):
-        unet = blueprint.build(parameters)
+        unet = module_def.build(parameters)
         positive, negative = Condition(tokens, pooled), Condition(negative_tokens, negative_pooled)
         time_ids = sampling_time_ids(count, model.image_size, model.image_size)
         return guided_step(unet, model.scheduler, schedule, number, latents, positive, negative, guidance, time_ids)[0]
@@ -130,13 +130,13 @@ def unet_step(config: Config, mesh: Mesh) -> jax.stages.Lowered:
 def vae_decode(config: Config, mesh: Mesh) -> jax.stages.Lowered:
     """Latents to pixels, a frame at a time on every device."""
     model, count = config.model, config.sample.batch_size
-    blueprint, shapes = abstract_parameters(lambda rngs: VAE(model.vae, rngs=rngs))
+    module_def, shapes = abstract_parameters(lambda rngs: VAE(model.vae, rngs=rngs))
     frames, parameters = every_device(mesh, shapes, model.vae.dtype)
     side = model.image_size // model.vae.downscale
     rows = P("frames")
 
     def decode(parameters, latents):
-        return decode_frames(blueprint.build(parameters), latents, decode_batch=1)
+        return decode_frames(module_def.build(parameters), latents, decode_batch=1)
 
     mapped = jax.shard_map(decode, mesh=frames, in_specs=(P(), rows), out_specs=rows, check_vma=False)
     shape = (count * frames.size, side, side, model.vae.latent_channels)

@@ -20,12 +20,12 @@ import numpy as np
 from PIL import Image
 
 from seedstory_jax.data.images import CLIP_MEAN, CLIP_STD, ImageTransform, crop_offset, short_side_to
-from seedstory_jax.data.pipeline import Plan, StoryRows, batches
-from seedstory_jax.data.sequence import SequenceConfig
+from seedstory_jax.data.pipeline import ExampleSource, Plan, batches
 from seedstory_jax.data.sources import JsonlSource
-from seedstory_jax.data.tokenizer import toy_tokenizer
-from seedstory_jax.data.toy_world import caption_of, make_story, render_frame
+from seedstory_jax.data.text_tokenizer import toy_tokenizer
+from seedstory_jax.data.token_rows import SequenceConfig
 from seedstory_jax.storystream.lines import write_jsonl
+from seedstory_jax.toy.world import caption_of, make_story, render_frame
 
 WIDTH, HEIGHT = 854, 480
 
@@ -49,7 +49,7 @@ def write_stories(folder: Path, stories: int, images: int) -> Path:
     return folder / "stories.jsonl"
 
 
-class OurSamples(StoryRows):
+class OurSamples(ExampleSource):
     """Training rows with pictures: each decoded once, both transforms of the target from the same pixels.
 
     Pictures stay uint8: the model's first operation makes floats of them on the device.

@@ -25,11 +25,11 @@ import numpy as np
 from benchmarks.middle import TEXT_TOKENS, Tokens, endless_head, prompt
 from seedstory_jax.config import ModelConfig
 from seedstory_jax.generation import decode
-from seedstory_jax.generation.cost import buffer_bytes
+from seedstory_jax.generation.engine import StoryEngine
+from seedstory_jax.generation.flops import buffer_bytes
+from seedstory_jax.generation.interface import GenerationConfig
 from seedstory_jax.generation.policies import MultimodalSink
 from seedstory_jax.generation.render import RenderConfig, Renderer
-from seedstory_jax.generation.story import StoryTeller
-from seedstory_jax.generation.telling import TellingConfig
 from seedstory_jax.models import flops
 from seedstory_jax.models.parameters import abstract_parameters
 from seedstory_jax.models.sdxl.detokenizer import Detokenizer
@@ -101,7 +101,7 @@ def tiny_size() -> ModelConfig:
 
 def random_module(make: Callable, dtype: str):
     """A module whose weights are small normals (norms' scales are 1), drawn on the device in their final dtype."""
-    blueprint, shapes = abstract_parameters(make)
+    module_def, shapes = abstract_parameters(make)
     keys = jax.random.split(jax.random.key(0, impl="rbg"), len(shapes))
 
     @jax.jit(static_argnums=1)
@@ -111,18 +111,18 @@ def random_module(make: Callable, dtype: str):
     def draw(name, shape, key):
         return jnp.ones(shape, jnp.float32) if name.endswith(".scale") else normal(key, shape)
 
-    return blueprint.build({name: draw(name, s.shape, key) for (name, s), key in zip(shapes.items(), keys)})
+    return module_def.build({name: draw(name, s.shape, key) for (name, s), key in zip(shapes.items(), keys)})
 
 
-def story_teller(model: ModelConfig, max_text_tokens: int, length: int) -> StoryTeller:
-    """A teller of random words that never ends a caption before its limit."""
+def story_teller(model: ModelConfig, max_text_tokens: int, length: int) -> StoryEngine:
+    """A engine of random words that never ends a caption before its limit."""
     config = model.story
     module = random_module(lambda rngs: StoryMLLM(config, rngs=rngs), config.llama.dtype)
     tokens = Tokens(config.llama.vocab_size, config.num_image_tokens)
     head = module.llama.lm_head.kernel
     head[...] = endless_head(head[...], tokens.boi)
-    telling = TellingConfig(length=length, max_text_tokens=max_text_tokens, allow_end=False)
-    return StoryTeller(module, tokens, MultimodalSink(), telling)
+    telling = GenerationConfig(length=length, max_text_tokens=max_text_tokens, allow_end=False)
+    return StoryEngine(module, tokens, MultimodalSink(), telling)
 
 
 def make_renderer(model: ModelConfig, frames: int, steps: int) -> Renderer:
@@ -177,21 +177,21 @@ def decode_words(setting: Setting) -> dict:
     """One long caption for 1 and for 8 stories, after a picture and a caption."""
     model, bandwidth = setting.model, setting.bandwidth
     words = 128 if model.image_size > 128 else 16
-    teller = story_teller(model, words, length=25)
+    engine = story_teller(model, words, length=25)
     llama = model.story.llama
-    weights = sum(value.nbytes for name, value in teller.parameters.items() if name.startswith("llama."))
-    weights -= teller.parameters["llama.embed_tokens.embedding"].nbytes  # a token reads one row of it
+    weights = sum(value.nbytes for name, value in engine.parameters.items() if name.startswith("llama."))
+    weights -= engine.parameters["llama.embed_tokens.embedding"].nbytes  # a token reads one row of it
     features, text = prompt(model.story)
     rows = {"max_text_tokens": words, "weight_bytes": weights}
     for stories in (1, 8):
-        told = teller.start(np.stack([features] * stories), [" ".join(text.split()[:words])] * stories)
+        told = engine.start(np.stack([features] * stories), [" ".join(text.split()[:words])] * stories)
         sampling = decode.Sampling(np.float32(0), np.float32(1), np.arange(stories, dtype=np.uint32))
         writes = np.ones(stories, bool)
 
         def write(told=told, sampling=sampling, writes=writes):
             # Each round goes on where the last one stopped, so that the buffer may be donated.
             told._telling, tokens, *_ = decode.write_text(
-                teller.shape, teller.parameters, told._telling, writes, sampling
+                engine.shape, engine.parameters, told._telling, writes, sampling
             )
             return tokens
 
@@ -209,13 +209,13 @@ def story(setting: Setting) -> dict:
     """Stories told to their end, then drawn in batches, all programs warm."""
     model = setting.model
     renderer = make_renderer(model, setting.frames, setting.steps)
-    teller = story_teller(model, TEXT_TOKENS, length=50)
+    engine = story_teller(model, TEXT_TOKENS, length=50)
     features, text = prompt(model.story)
     rows = {}
     for sequences in (25, 50):
         for _ in range(2):  # the first one compiles
             start = time.perf_counter()
-            told = list(teller.start(features, text, length=sequences))
+            told = list(engine.start(features, text, length=sequences))
             text_s = time.perf_counter() - start
             drawn = np.stack([one.predicted_image_features for one in told])
             renderer.draw(drawn, [0] * len(told), range(1, len(told) + 1))

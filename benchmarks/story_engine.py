@@ -20,10 +20,10 @@ import jax
 import numpy as np
 
 from benchmarks.middle import TEXT_TOKENS, middle_config, middle_model, prompt
-from seedstory_jax.generation.cost import buffer_bytes, sequence_cost
+from seedstory_jax.generation.engine import StoryEngine
+from seedstory_jax.generation.flops import buffer_bytes, sequence_cost
+from seedstory_jax.generation.interface import GenerationConfig
 from seedstory_jax.generation.policies import POLICIES, make_policy
-from seedstory_jax.generation.story import StoryTeller
-from seedstory_jax.generation.telling import TellingConfig
 
 
 class Contestant:
@@ -32,25 +32,25 @@ class Contestant:
     def __init__(self, model, tokens, name: str, sequences: int, stories: int):
         self.model, self.name, self.sequences, self.stories = model, name, sequences, stories
         self.policy = make_policy(name)
-        config = TellingConfig(length=sequences, max_text_tokens=TEXT_TOKENS, allow_end=False)
-        self.teller = StoryTeller(model, tokens, self.policy, config)
+        config = GenerationConfig(length=sequences, max_text_tokens=TEXT_TOKENS, allow_end=False)
+        self.engine = StoryEngine(model, tokens, self.policy, config)
         self.told: list = []
         warm = self.start()
         for _ in range(getattr(self.policy, "window", 1) + 1):  # up to the first eviction
             warm.next()
-        self.compiled = self.teller.compilations.count
+        self.compiled = self.engine.compilations.count
         self.telling = self.start()
 
     def start(self):
         """The batch's first sequence read."""
         features, text = prompt(self.model.config)
-        return self.teller.start(np.stack([features] * self.stories), [text] * self.stories)
+        return self.engine.start(np.stack([features] * self.stories), [text] * self.stories)
 
     def next(self) -> None:
         """Tells one sequence of every story."""
-        before = self.teller.compilations.count
+        before = self.engine.compilations.count
         self.told.append(self.telling.next()[0])
-        assert self.teller.compilations.count == before, "a warm story compiled something"
+        assert self.engine.compilations.count == before, "a warm story compiled something"
 
     def row(self) -> dict:
         """What was measured, all stories together, beside what was to be expected of one."""

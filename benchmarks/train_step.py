@@ -34,8 +34,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.middle import TEXT_TOKENS, Tokens, middle_config
+from seedstory_jax.checkpoints.parts import PARTS, build, trainable_names
 from seedstory_jax.config import Config, ModelConfig, OptimizerConfig, load_config
-from seedstory_jax.data.sequence import SequenceConfig, story_row
+from seedstory_jax.data.token_rows import SequenceConfig, story_row
 from seedstory_jax.models import flops
 from seedstory_jax.models.lora import LoRAConfig
 from seedstory_jax.models.parameters import Parameters, abstract_parameters, initial_parameters, with_prefix
@@ -44,9 +45,8 @@ from seedstory_jax.models.sdxl.detokenizer import denoising_loss, training_time_
 from seedstory_jax.models.story_mllm import StoryBatch, StoryMLLMConfig, story_losses
 from seedstory_jax.models.training_flops import detokenizer_training, story_training
 from seedstory_jax.training.loop import train_step
+from seedstory_jax.training.metrics import peak_flops
 from seedstory_jax.training.optimizer import make_optimizer
-from seedstory_jax.training.parts import PARTS, build, trainable_names
-from seedstory_jax.training.watch import peak_flops
 
 TURNS = 10
 CAPTION = TEXT_TOKENS

@@ -24,9 +24,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsP
 from benchmarks.middle import TEXT_TOKENS, middle_config, middle_model, prompt
 from seedstory_jax.convert.llama import llama_config_to_published, llama_rules
 from seedstory_jax.convert.rules import export_tensors
+from seedstory_jax.generation.engine import StoryEngine
+from seedstory_jax.generation.interface import GenerationConfig
 from seedstory_jax.generation.policies import MultimodalSink
-from seedstory_jax.generation.story import StoryTeller
-from seedstory_jax.generation.telling import TellingConfig
 
 WINDOW = 8
 
@@ -103,10 +103,10 @@ def main() -> None:
     features, caption = prompt(config)
 
     policy = MultimodalSink(window=WINDOW)
-    telling = TellingConfig(length=flags.sequences + 1, max_text_tokens=TEXT_TOKENS, allow_end=False)
-    teller = StoryTeller(model, tokens, policy, telling)
-    teller.start(features, caption).next()  # compiles
-    story = teller.start(features, caption)
+    telling = GenerationConfig(length=flags.sequences + 1, max_text_tokens=TEXT_TOKENS, allow_end=False)
+    engine = StoryEngine(model, tokens, policy, telling)
+    engine.start(features, caption).next()  # compiles
+    story = engine.start(features, caption)
     told = list(story)
     ours = np.array([one.seconds for one in told])
 

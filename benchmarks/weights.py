@@ -20,15 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from seedstory_jax.generation.weights import for_sampling
+from seedstory_jax.checkpoints.parts import build, load_parameters
+from seedstory_jax.generation.build import for_sampling
 from seedstory_jax.models.llama import Llama, LlamaConfig, causal_mask
 from seedstory_jax.models.lora import LoRAConfig
 from seedstory_jax.models.resampler import ResamplerConfig
 from seedstory_jax.models.story_mllm import StoryBatch, StoryMLLM, StoryMLLMConfig, story_losses
-from seedstory_jax.system import load
-from seedstory_jax.training.parts import build, load_parameters
-from seedstory_jax.training.rows import RowBatches
-from seedstory_jax.training.story import FIELDS
+from seedstory_jax.pipeline import load
+from seedstory_jax.training.batches import ExampleBatches
+from seedstory_jax.training.stages.story import FIELDS
 
 STORED = {"float32": ("float32", ""), "bfloat16": ("bfloat16", ""), "int8": ("bfloat16", "int8")}
 
@@ -49,13 +49,13 @@ def losses(model: StoryMLLM, batch: StoryBatch):
 def on_workdir(workdir: Path, batches: int) -> dict:
     """Losses of a trained story model on held-out rows."""
     system = load(workdir)
-    config, workspace = system.config, system.workspace
+    config, run_data = system.config, system.run_data
     parameters = load_parameters(config.model, ("vit", "story"), workdir, seed=config.seed)
-    features = workspace.rows("squash", parameters, workspace.held_out)
-    rows = RowBatches(
+    features = run_data.rows("squash", parameters, run_data.held_out)
+    rows = ExampleBatches(
         config,
-        workspace.tokenizer,
-        workspace.held_out,
+        run_data.tokenizer,
+        run_data.held_out,
         {"image_features": features},
         seed=config.seed,
         batch_size=config.story.batch_size,

@@ -14,19 +14,19 @@ from pathlib import Path
 from tqdm import tqdm
 
 from seedstory_jax import cli
+from seedstory_jax.checkpoints.stage import latest_step
 from seedstory_jax.config import load_config, to_dict
 from seedstory_jax.evaluation.ablation import Run, Setup, plan_runs, read_run, tell_runs, timing_figures
-from seedstory_jax.evaluation.beginnings import beginnings, open_dataset, true_stories, whole_numbers
 from seedstory_jax.evaluation.bootstrap import Interval
 from seedstory_jax.evaluation.clip_score import ClipScore
 from seedstory_jax.evaluation.measure import Measurement, Tools, measure
+from seedstory_jax.evaluation.prompts import beginnings, open_dataset, true_stories, whole_numbers
 from seedstory_jax.generation.policies import POLICIES
-from seedstory_jax.generation.sample import Request
+from seedstory_jax.generation.story_files import Request
+from seedstory_jax.pipeline import StoryPipeline, load
 from seedstory_jax.report.contact_sheet import write_contact_sheet
 from seedstory_jax.report.figures_page import section_of, write_figures
 from seedstory_jax.report.storybook import write_storybook
-from seedstory_jax.system import StorySystem, load
-from seedstory_jax.training.checkpoint import latest_step
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def tell_ablation(
-    system: StorySystem,
+    system: StoryPipeline,
     runs: Sequence[Run],
     requests: Sequence[Request],
     out: Path,
@@ -142,7 +142,7 @@ NOTES = (
 )
 
 
-def identity_of(system: StorySystem, drawing: Mapping) -> Mapping:
+def identity_of(system: StoryPipeline, drawing: Mapping) -> Mapping:
     """What stories depend on besides policy and beginnings; `drawing`: seed, steps and guidance."""
     steps = {stage: latest_step(system.workdir / stage) for stage in ("tokenizer", "detokenizer", "story", "adapt")}
     return {

@@ -13,19 +13,19 @@ from pathlib import Path
 
 from seedstory_jax import cli
 from seedstory_jax.ablate import tell_ablation, write_ablation
+from seedstory_jax.checkpoints.stage import write_json
 from seedstory_jax.config import Config, load_config
 from seedstory_jax.evaluation.ablation import plan_runs
-from seedstory_jax.evaluation.beginnings import beginnings, true_stories
 from seedstory_jax.evaluation.measure import Tools
 from seedstory_jax.evaluation.policy_table import policy_table, to_markdown
+from seedstory_jax.evaluation.prompts import beginnings, true_stories
 from seedstory_jax.generation.policies import POLICIES
-from seedstory_jax.report.demo import curve_plot, write_demo_page
+from seedstory_jax.pipeline import load
+from seedstory_jax.report.demo_page import curve_plot, write_demo_page
 from seedstory_jax.report.figures_page import thirds
 from seedstory_jax.report.page import write_text
-from seedstory_jax.system import load
-from seedstory_jax.training.checkpoint import write_json
 from seedstory_jax.training.loop import Interrupted
-from seedstory_jax.training.run import train
+from seedstory_jax.training.train import train
 
 LENGTH = 30
 METRICS = ("well_formed", "scene", "all_characters", "props", "persistence", "opening_named", "opening_shown")
@@ -83,12 +83,12 @@ def run_demo(
     system, ablation = load(workdir), out / "ablation"
     runs = plan_runs(list(POLICIES), (), [length])
     with clock.measure("telling and drawing"):
-        requests = beginnings(system, system.workspace.validation, stories)
+        requests = beginnings(system, system.run_data.validation, stories)
         tell_ablation(system, runs, requests, ablation, drawn=drawn, timed=timed)
     with clock.measure("measuring"):
         names = [request.name for request in requests]
         tools = Tools(encode=None if drawn == 0 else system.encode)
-        reference = true_stories(system.workspace.validation, stories)
+        reference = true_stories(system.run_data.validation, stories)
         figures, measured = write_ablation(ablation, runs, names, tools, reference)
     table = policy_table(measured[length].records, metrics=METRICS, ranges=thirds(length))
     write_text(out / "policies.md", to_markdown(table))

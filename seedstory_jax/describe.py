@@ -14,14 +14,14 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from seedstory_jax.checkpoints.parts import PARTS, TRAINED_BY, trainable_names
 from seedstory_jax.config import Config, MeshConfig, load_config
 from seedstory_jax.errors import UserError
-from seedstory_jax.generation.cost import buffer_bytes
+from seedstory_jax.generation.flops import buffer_bytes
 from seedstory_jax.generation.policies import POLICIES, Policy, make_policy, slot_count
 from seedstory_jax.models import flops
 from seedstory_jax.models.parameters import abstract_parameters
 from seedstory_jax.sharding import AXES, SAMPLING, device_elements
-from seedstory_jax.training.parts import PARTS, TRAINED_BY, trainable_names
 
 Shapes = dict[str, tuple[int, ...]]
 LENGTHS = (10, 25, 30, 50, 100)  # sequences of a story

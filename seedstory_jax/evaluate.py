@@ -23,19 +23,19 @@ from seedstory_jax.config import nearest
 from seedstory_jax.errors import UserError
 from seedstory_jax.evaluation import judge_tables, study
 from seedstory_jax.evaluation.attention_statistics import attention_statistics
-from seedstory_jax.evaluation.beginnings import open_dataset, true_stories
 from seedstory_jax.evaluation.clip_score import ClipScore
 from seedstory_jax.evaluation.judge import ASPECTS, SEGMENTS, Question, comparison_questions, score_questions
 from seedstory_jax.evaluation.judge_client import Answer, Judge, JudgeConfig
 from seedstory_jax.evaluation.measure import Tools, measure
+from seedstory_jax.evaluation.prompts import open_dataset, true_stories
 from seedstory_jax.evaluation.stories import StoryFolder, common_stories, read_stories
+from seedstory_jax.pipeline import load
 from seedstory_jax.report.attention_page import write_attention_page
 from seedstory_jax.report.contact_sheet import write_contact_sheet
 from seedstory_jax.report.figures_page import section_of, write_figures
 from seedstory_jax.report.judge_page import write_judge_page
 from seedstory_jax.report.page import write_text
 from seedstory_jax.report.study_page import write_study_page
-from seedstory_jax.system import load
 
 
 def main(arguments: Sequence[str]) -> int:

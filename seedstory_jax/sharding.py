@@ -168,7 +168,7 @@ def optimizer_shardings(mesh: Mesh, state: Any, trained: Mapping[str, NamedShard
     return jax.tree_util.tree_map_with_path(at, state)
 
 
-def check_rows(mesh: Mesh, rows: int, key: str) -> None:
+def check_batch_divides(mesh: Mesh, rows: int, key: str) -> None:
     """Raises UserError unless a batch of `rows` rows can be split over data and fsdp; `key` names it in the config."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if rows % shards:

@@ -76,7 +76,7 @@ def micro():
 @pytest.fixture(scope="session")
 def trained_workdir(tmp_path_factory) -> Path:
     """A workdir in which every stage of the micro config ran; read only, and one for all test processes."""
-    from seedstory_jax.training.run import train
+    from seedstory_jax.training.train import train
 
     own = tmp_path_factory.getbasetemp()
     shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
@@ -95,7 +95,7 @@ def story_only(micro):
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory) -> list[dict]:
     """The metrics of the story stage run by itself without a break."""
-    from seedstory_jax.training.run import train
+    from seedstory_jax.training.train import train
 
     config = micro_config()
     config = dataclasses.replace(config, stages=("story",), story=dataclasses.replace(config.story, init_from="none"))

@@ -60,11 +60,11 @@ def test_a_story_from_ones_own_picture(flags):
 def test_only_exact_length_keeps_the_model_from_ending_a_story(flags, monkeypatch, capsys):
     told = []
 
-    def ends_at_once(teller, request, out, **options):
-        told.append(teller.config.allow_end)
+    def ends_at_once(engine, request, out, **options):
+        told.append(engine.config.allow_end)
         return {"frames": [{"text": request.text, "image": None}], "ending": "end"}
 
-    monkeypatch.setattr("seedstory_jax.sampling.sample", ends_at_once)
+    monkeypatch.setattr("seedstory_jax.sample.sample", ends_at_once)
     assert run(flags) == 0 and "(--exact_length goes on)" in capsys.readouterr().out
     assert run({**flags, "--exact_length": True}) == 0
     assert told == [True, False]
@@ -172,7 +172,7 @@ def test_train_names_the_nearest_config_key(tmp_path):
 def test_broken_story_lines_are_counted_and_too_many_refused(micro, tmp_path):
     import dataclasses
 
-    from seedstory_jax.training.workspace import Workspace
+    from seedstory_jax.features.run_data import RunData
 
     folder = tmp_path / "data"
     folder.mkdir()
@@ -180,10 +180,10 @@ def test_broken_story_lines_are_counted_and_too_many_refused(micro, tmp_path):
     (folder / "train.jsonl").write_text(json.dumps(good) + "\n{broken\n")
     data = dataclasses.replace(micro.data, folder=str(folder))
     with pytest.warns(UserWarning, match="left out 1 stories"):
-        assert len(Workspace(dataclasses.replace(micro, data=data), tmp_path).train) == 1
+        assert len(RunData(dataclasses.replace(micro, data=data), tmp_path).train) == 1
     strict = dataclasses.replace(data, max_bad=0)
     with pytest.raises(UserError, match=r"line 2.*invalid JSON"):
-        _ = Workspace(dataclasses.replace(micro, data=strict), tmp_path).train
+        _ = RunData(dataclasses.replace(micro, data=strict), tmp_path).train
 
 
 def test_the_door_prints_one_line_and_exits_with_2(monkeypatch, capsys):

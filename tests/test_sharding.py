@@ -8,10 +8,10 @@ import optax
 import pytest
 
 from seedstory_jax import sharding
+from seedstory_jax.checkpoints.parts import PARTS
 from seedstory_jax.config import MeshConfig, load_config
 from seedstory_jax.errors import UserError
 from seedstory_jax.models.parameters import abstract_parameters, with_prefix
-from seedstory_jax.training.parts import PARTS
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 

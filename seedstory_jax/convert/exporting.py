@@ -22,6 +22,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from seedstory_jax.checkpoints.readers import Reader, StoredModel, open_model
 from seedstory_jax.config import ModelConfig, nearest
 from seedstory_jax.convert.importing import byte_bar, new_folder
 from seedstory_jax.convert.llama import (
@@ -43,7 +44,6 @@ from seedstory_jax.convert.sdxl import (
 )
 from seedstory_jax.convert.story_mllm import story_rules
 from seedstory_jax.convert.tensor_files import Outgoing, write_safetensors
-from seedstory_jax.convert.trained import Reader, StoredModel, open_model
 from seedstory_jax.errors import UserError
 
 

@@ -10,11 +10,11 @@ import numpy as np
 from tqdm import tqdm
 
 import seedstory_jax
+from seedstory_jax.checkpoints.converted import ModuleWriter, write_manifest
 from seedstory_jax.config import ModelConfig, to_dict
 from seedstory_jax.convert.plan import ModulePlan, Slot, plan_modules
 from seedstory_jax.convert.rules import contiguous
 from seedstory_jax.convert.sources import Source, find_sources
-from seedstory_jax.convert.store import ModuleWriter, write_manifest
 from seedstory_jax.convert.tensor_files import checksum
 from seedstory_jax.errors import UserError
 

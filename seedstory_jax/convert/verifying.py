@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from seedstory_jax.checkpoints.converted import ModuleReader, read_manifest
 from seedstory_jax.config import ModelConfig, from_dict
 from seedstory_jax.convert.importing import byte_bar, sources_of, stored
 from seedstory_jax.convert.plan import ModulePlan, plan_modules
 from seedstory_jax.convert.sources import find_sources
-from seedstory_jax.convert.store import ModuleReader, read_manifest
 from seedstory_jax.convert.tensor_files import checksum
 from seedstory_jax.errors import UserError
 

@@ -9,8 +9,8 @@ import threading
 
 import numpy as np
 
-from seedstory_jax.data.pipeline import Row, StoryRows
-from seedstory_jax.data.sequence import pack_rows
+from seedstory_jax.data.pipeline import ExampleSource, Row
+from seedstory_jax.data.token_rows import pack_rows
 
 BLOCK = 1024
 
@@ -18,7 +18,7 @@ BLOCK = 1024
 class PackedRows:
     """A random-access source of packed rows: `source[place]` holds several rows of `rows` as segments."""
 
-    def __init__(self, rows: StoryRows):
+    def __init__(self, rows: ExampleSource):
         self.rows, self.plan = rows, rows.plan
         self._starts = [0]  # packed rows before each block
         self._blocks: dict[int, list[list[int]]] = {}

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from seedstory_jax.data.sequence import SequenceConfig, choose_turns, encode_turns, row_length, story_row
 from seedstory_jax.data.storystream import Story, StoryDataset
-from seedstory_jax.data.tokenizer import StoryTokenizer
+from seedstory_jax.data.text_tokenizer import StoryTokenizer
+from seedstory_jax.data.token_rows import SequenceConfig, choose_turns, encode_turns, row_length, story_row
 from seedstory_jax.errors import UserError
 
 Row = dict[str, np.ndarray]
@@ -24,7 +24,7 @@ ImageReader = Callable[[int, Sequence[int]], np.ndarray]  # (story, turns) -> [t
 MAX_SUBSTITUTES = 100
 MAX_ATTEMPTS = 1000  # at one row; only ends a search that has nothing left to find
 PERIOD = 1000  # rows after which the mixture of datasets repeats
-NOTE_FIELDS = ("unreadable", "over_length")  # of a row: for the host to tell, not for a device
+HOST_FIELDS = ("unreadable", "over_length")  # of a row: for the host to tell, not for a device
 PREFETCH = 2  # batches made ahead, by each worker
 NOTE = "<U200"  # why a story could not be read; of one size, so that rows stack
 
@@ -119,7 +119,7 @@ def _permutation(seed: int, epoch: int, count: int, group: int) -> np.ndarray:
     return np.random.default_rng([seed, 0, epoch, *([group] if group else [])]).permutation(count)
 
 
-class StoryRows:
+class ExampleSource:
     """A random-access source of training rows: `source[place]` is a dict of numpy arrays.
 
     images: by the name of a row's field, what reads that of a row's turns: cached features [turns q d], or pictures
@@ -243,7 +243,13 @@ def stack(rows: Sequence[Mapping[str, Any]]) -> Row:
 
 
 def batches(
-    source: StoryRows, *, start_step: int = 0, steps: int | None = None, workers: int = 0, host: int = 0, hosts: int = 1
+    source: ExampleSource,
+    *,
+    start_step: int = 0,
+    steps: int | None = None,
+    workers: int = 0,
+    host: int = 0,
+    hosts: int = 1,
 ) -> Iterator[Row]:
     """Batches from `start_step` on, read by grain; the data's whole state is the step.
 
@@ -282,7 +288,7 @@ def read_ahead(data: Any, workers: int) -> Iterator[Any]:
 class _HostBatch:
     """Step to this host's part of the batch; a class, so that worker processes can be handed it."""
 
-    source: StoryRows
+    source: ExampleSource
     size: int
     offset: int
     share: int

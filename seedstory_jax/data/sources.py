@@ -181,7 +181,7 @@ class JoinedSource:
 
 
 class PictureReader:
-    """Reads a row's pictures for `StoryRows`: float32[turns size size 3], or uint8 without `normalise`."""
+    """Reads a row's pictures for `ExampleSource`: float32[turns size size 3], or uint8 without `normalise`."""
 
     def __init__(self, source: StorySource, transform: ImageTransform, *, normalise: bool = True):
         self.source, self.transform, self.normalise = source, transform, normalise

@@ -16,11 +16,11 @@ from seedstory_jax.config import nearest
 from seedstory_jax.errors import UserError
 from seedstory_jax.evaluation.bootstrap import Interval, bootstrap_mean
 from seedstory_jax.evaluation.stories import StoryFolder, read_story
-from seedstory_jax.generation.cost import buffer_bytes
+from seedstory_jax.generation.engine import StoryEngine
+from seedstory_jax.generation.flops import buffer_bytes
+from seedstory_jax.generation.interface import GenerationConfig
 from seedstory_jax.generation.policies import POLICIES, Policy, make_policy
-from seedstory_jax.generation.sample import Draw, Request, tell, write_story
-from seedstory_jax.generation.story import StoryTeller
-from seedstory_jax.generation.telling import TellingConfig
+from seedstory_jax.generation.story_files import Draw, Request, tell, write_story
 from seedstory_jax.models.story_mllm import StoryMLLM
 
 SWEEPS = ("image_head", "image_tail", "start", "window", "cap", "positions")
@@ -122,7 +122,7 @@ class Setup:
 
     model: StoryMLLM
     tokenizer: object
-    telling: TellingConfig
+    telling: GenerationConfig
     window: int = 8
     draw: Draw | None = None
     identity: Mapping = None
@@ -160,25 +160,25 @@ def tell_runs(
     for run in runs:
         telling = replace(setup.telling, length=run.length)
         policy = run.variant.make(window=setup.window)
-        teller = StoryTeller(setup.model, setup.tokenizer, policy, telling)
+        engine = StoryEngine(setup.model, setup.tokenizer, policy, telling)
         folder = out / "stories" / run.name
         missing = [one for one in requests if not (folder / one.name / "story.json").is_file()]
         with_pictures = {one.name for one in requests[:drawn]} if setup.draw else set()
         folder.mkdir(parents=True, exist_ok=True)
         for first in range(0, len(missing), batch):
             progress(run, f"{len(missing) - first} stories")
-            for told in tell(teller, missing[first : first + batch], batch=min(batch, len(requests))):
+            for told in tell(engine, missing[first : first + batch], batch=min(batch, len(requests))):
                 name = told.request.name
                 draw = setup.draw if name in with_pictures else None
-                after(folder / name, write_story(teller, told, folder / name, draw))
+                after(folder / name, write_story(engine, told, folder / name, draw))
         timing = out / "timing" / f"{run.name}.json"
         if timed and not timing.is_file():
             progress(run, "timing")
             timing.parent.mkdir(parents=True, exist_ok=True)
-            _write(timing, time_run(teller, requests[0]))
+            _write(timing, time_run(engine, requests[0]))
 
 
-def time_run(teller: StoryTeller, request: Request) -> dict:
+def time_run(engine: StoryEngine, request: Request) -> dict:
     """One story told alone: the best of two runs' seconds (compilation taken out), LLM calls, slots, bytes.
 
     `peak_bytes` is the device's own count, and None where a device keeps none (CPUs).
@@ -186,10 +186,10 @@ def time_run(teller: StoryTeller, request: Request) -> dict:
     device = jax.devices()[0]
     tries = []
     for _ in range(TIMED):
-        (told,) = tell(teller, [request])
+        (told,) = tell(engine, [request])
         tries.append(sum(one.seconds for one in told.sequences))
-    llama = teller.shape.config.llama
-    dtype = teller.config.buffer_dtype or llama.dtype
+    llama = engine.shape.config.llama
+    dtype = engine.config.buffer_dtype or llama.dtype
     stats = device.memory_stats() or {}
     return {
         "seconds": min(tries),

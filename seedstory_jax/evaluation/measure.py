@@ -12,16 +12,16 @@ import numpy as np
 
 from seedstory_jax.evaluation.bootstrap import Interval, bootstrap_mean, jackknife
 from seedstory_jax.evaluation.frechet import frechet_distance, inception_fid
-from seedstory_jax.evaluation.picture_metrics import (
+from seedstory_jax.evaluation.image_metrics import (
     character_consistency,
     copied_picture,
     likeness_to_first,
     style_consistency,
 )
 from seedstory_jax.evaluation.policy_table import records_of
-from seedstory_jax.evaluation.probe import score_stories
 from seedstory_jax.evaluation.stories import StoryFolder
 from seedstory_jax.evaluation.text_metrics import copied_share, distinct, repetition, says_the_same
+from seedstory_jax.toy.probe import score_stories
 
 Encode = Callable[[Sequence[np.ndarray]], np.ndarray]
 """Pictures uint8 [h w 3] -> image features float [n q d]."""
@@ -126,7 +126,7 @@ def _frames(story: StoryFolder, pictures, tools: Tools) -> tuple[list[dict], np.
 
 
 def _is_toy(caption: str) -> bool:
-    from seedstory_jax.data.toy_world import parse_caption
+    from seedstory_jax.toy.world import parse_caption
 
     return parse_caption(caption) is not None
 

@@ -2,7 +2,7 @@
 
 Each is one `jax.jit` of static shape that takes a `Telling` (donated) and gives it back, so a story of any length
 runs on the same few programs. What shapes a program is in its static arguments; what may change from call to call
-(temperature, seed, a policy's numbers) is data. All of them lower from shapes alone (`abstract_calls`).
+(temperature, seed, a policy's numbers) is data. All of them lower from shapes alone (`lower_programs`).
 
 Axis letters: b story, t token of a chunk, s slot, q row of image features, d model, v vocabulary.
 """
@@ -22,7 +22,7 @@ from seedstory_jax.generation import policies
 from seedstory_jax.models import kv_buffer
 from seedstory_jax.models.kv_buffer import Kind, KVBuffer, TokenChunk
 from seedstory_jax.models.layer_stack import activation_axes
-from seedstory_jax.models.parameters import Blueprint
+from seedstory_jax.models.parameters import ModuleDef
 from seedstory_jax.models.story_mllm import StoryMLLM, StoryMLLMConfig
 from seedstory_jax.sharding import ACTIVATIONS
 
@@ -49,9 +49,9 @@ class SpecialTokens:
 
 @dataclass(frozen=True)
 class Shape:
-    """What every program of a teller shares, and depends on."""
+    """What every program of a engine shares, and depends on."""
 
-    blueprint: Blueprint
+    module_def: ModuleDef
     config: StoryMLLMConfig
     tokens: SpecialTokens
     positions: kv_buffer.Positions
@@ -120,7 +120,7 @@ def telling_sharding(mesh: Mesh, telling: Telling) -> Telling:
 
 def model_of(shape: Shape, parameters: dict[str, Any]) -> StoryMLLM:
     """The story model around its parameters."""
-    return shape.blueprint.build(parameters)
+    return shape.module_def.build(parameters)
 
 
 @program(static=(0, 1, 2, 3))

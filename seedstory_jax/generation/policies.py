@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from seedstory_jax.errors import UserError
-from seedstory_jax.models.kv_buffer import Kind, SlotFacts
+from seedstory_jax.models.kv_buffer import Kind, SlotMetadata
 
 SLOT_MULTIPLE = 128
 
@@ -41,11 +41,11 @@ class Policy:
         if self.positions not in ("slot", "absolute"):
             raise UserError(f"positions={self.positions!r}: a policy renumbers by 'slot' or keeps 'absolute' positions")
 
-    def window_mask(self, slots: SlotFacts) -> Bool[Array, "b s"]:
+    def window_mask(self, slots: SlotMetadata) -> Bool[Array, "b s"]:
         """The slots that are kept for being recent; what is kept beside them is a sink (`pinned`)."""
         return slots.used
 
-    def keep_mask(self, slots: SlotFacts) -> Bool[Array, "b s"]:
+    def keep_mask(self, slots: SlotMetadata) -> Bool[Array, "b s"]:
         """True where a slot stays. Asked after every sequence; the newest token has to stay."""
         return self.window_mask(slots)
 
@@ -71,11 +71,11 @@ class Window(Policy):
         if isinstance(self.window, int) and self.window < 1:
             raise UserError(f"window={self.window}: a story needs at least the newest image; use window=1 or more")
 
-    def oldest(self, slots: SlotFacts) -> Int[Array, "b 1"]:
+    def oldest(self, slots: SlotMetadata) -> Int[Array, "b 1"]:
         """The first frame of the window (negative while the window is not full)."""
         return jnp.max(slots.frame, axis=1, keepdims=True) - self.window + 1
 
-    def window_mask(self, slots: SlotFacts) -> Bool[Array, "b s"]:
+    def window_mask(self, slots: SlotMetadata) -> Bool[Array, "b s"]:
         """The newest `window` frames."""
         return slots.used & (slots.frame >= self.oldest(slots))
 
@@ -92,7 +92,7 @@ class Sink(Window):
 
     traced: ClassVar[tuple[str, ...]] = ("window", "start")
 
-    def keep_mask(self, slots: SlotFacts) -> Bool[Array, "b s"]:
+    def keep_mask(self, slots: SlotMetadata) -> Bool[Array, "b s"]:
         """The window and the first tokens."""
         return slots.used & (self.window_mask(slots) | (slots.index < self.start))
 
@@ -115,7 +115,7 @@ class MultimodalSink(Sink):
 
     traced: ClassVar[tuple[str, ...]] = ("window", "start", "head", "tail", "image_sink_cap")
 
-    def keep_mask(self, slots: SlotFacts) -> Bool[Array, "b s"]:
+    def keep_mask(self, slots: SlotMetadata) -> Bool[Array, "b s"]:
         """The sink's slots, and those near the marks of evicted images."""
         oldest = self.oldest(slots)
         cap = self.image_sink_cap
@@ -188,17 +188,17 @@ def split_policy(policy: Policy) -> tuple[Policy, dict]:
     return replace(policy, **{name: defaults[name] for name in numbers}), numbers
 
 
-def keep_mask(policy: Policy, slots: SlotFacts) -> Bool[Array, "b s"]:
+def keep_mask(policy: Policy, slots: SlotMetadata) -> Bool[Array, "b s"]:
     """`policy.keep_mask`, never keeping an empty slot."""
     return slots.used & policy.keep_mask(slots)
 
 
-def pinned_mask(policy: Policy, slots: SlotFacts) -> Bool[Array, "b s"]:
+def pinned_mask(policy: Policy, slots: SlotMetadata) -> Bool[Array, "b s"]:
     """Of the kept slots, those that are sinks: outside of the window."""
     return keep_mask(policy, slots) & ~policy.window_mask(slots)
 
 
-def _near(slots: SlotFacts, mark: Bool[Array, "b s"], before: Count, after: Count) -> Bool[Array, "b s"]:
+def _near(slots: SlotMetadata, mark: Bool[Array, "b s"], before: Count, after: Count) -> Bool[Array, "b s"]:
     """Slots whose token lies in [mark - before, mark + after) for any of the marks (indices grow with slots)."""
     far = jnp.int32(2**30)
     last = jax.lax.cummax(jnp.where(mark, slots.index, -far), axis=1)

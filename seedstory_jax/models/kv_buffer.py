@@ -54,7 +54,7 @@ class TokenChunk:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class SlotFacts:
+class SlotMetadata:
     """What is known of every slot, shared by all layers: all that a policy may look at."""
 
     position: Leaf  # [b s] EMPTY where the slot holds nothing
@@ -89,9 +89,9 @@ class KVBuffer:
         return self.position.shape[1]
 
     @property
-    def facts(self) -> SlotFacts:
+    def facts(self) -> SlotMetadata:
         """The facts of all slots, without keys and values."""
-        return SlotFacts(**{field.name: getattr(self, field.name) for field in fields(SlotFacts)})
+        return SlotMetadata(**{field.name: getattr(self, field.name) for field in fields(SlotMetadata)})
 
 
 def empty_buffer(num_layers: int, batch: int, slots: int, kv_heads: int, head_dim: int, dtype: str) -> KVBuffer:
@@ -114,7 +114,7 @@ def slot_targets(buffer: KVBuffer, chunk: TokenChunk) -> Int[Array, "b t"]:
     """The slot of every token of a chunk that is about to be appended; `slots` (out of range) for padding.
 
     Meant for a scatter with mode="drop", as `write` does: padding is never written. (`dynamic_update_slice` would
-    clamp and overwrite old slots.) Take the targets before `append_facts` moves the length.
+    clamp and overwrite old slots.) Take the targets before `append_metadata` moves the length.
     """
     step = jnp.arange(chunk.position.shape[1], dtype=jnp.int32)[None, :]
     target = buffer.length[:, None] + step
@@ -131,7 +131,7 @@ def write(cache: Array, new: Array, targets: Int[Array, "b t"], layer: Any = Non
     return cache.at[at if layer is None else (layer, *at)].set(new.astype(cache.dtype), mode="drop")
 
 
-def append_facts(buffer: KVBuffer, chunk: TokenChunk) -> KVBuffer:
+def append_metadata(buffer: KVBuffer, chunk: TokenChunk) -> KVBuffer:
     """The buffer with the chunk's facts appended and its length moved on (its keys and values are `write`'s part)."""
     targets = slot_targets(buffer, chunk)
     rows = jnp.arange(targets.shape[0])[:, None]
@@ -156,7 +156,7 @@ def visible(buffer_position: Int[Array, "b s"], query_position: Int[Array, "b t"
     return (slots != EMPTY) & (slots <= query_position[:, :, None])
 
 
-def next_index(facts: SlotFacts | KVBuffer) -> Int[Array, " b"]:
+def next_index(facts: SlotMetadata | KVBuffer) -> Int[Array, " b"]:
     """The number in the whole story of the next token (right as long as the newest token is kept)."""
     return jnp.max(facts.index, axis=1) + 1
 

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from seedstory_jax.models.attention import MASKED_LOGIT, attend, attend_slots
-from seedstory_jax.models.kv_buffer import KVBuffer, TokenChunk, append_facts, slot_targets, visible, write
+from seedstory_jax.models.kv_buffer import KVBuffer, TokenChunk, append_metadata, slot_targets, visible, write
 from seedstory_jax.models.layer_stack import constrain, scan_layers, stack_layers
 from seedstory_jax.models.lora import LoRAConfig, LoRALinear
 from seedstory_jax.models.rope import rotate
@@ -193,7 +193,7 @@ class Llama(nnx.Module):
         (beyond `chunk.count`) mean nothing. The new tokens must fit: the host reserves slots before.
         """
         targets = slot_targets(buffer, chunk)
-        buffer = append_facts(buffer, chunk)
+        buffer = append_metadata(buffer, chunk)
         mask = visible(buffer.position, chunk.position)
 
         def step(layer: LlamaLayer, carry, number):

@@ -1,4 +1,4 @@
-"""Modules as data: a module taken apart into a static blueprint and a flat dict of arrays, and put together again.
+"""Modules as data: a module taken apart into a static module_def and a flat dict of arrays, and put together again.
 
 Everything outside the models (optimizer, checkpoints, sharding, conversion) handles parameters under dotted names,
 "layers.self_attn.q_proj.kernel"; nnx objects exist only inside the functions that compute.
@@ -15,7 +15,7 @@ Parameters = dict[str, jax.Array]
 
 
 @dataclass(frozen=True)
-class Blueprint:
+class ModuleDef:
     """The structure of a module without its arrays; hashable, so it may be a static argument."""
 
     graphdef: nnx.GraphDef
@@ -28,12 +28,12 @@ class Blueprint:
         return nnx.merge(self.graphdef, state)
 
 
-def take_apart(module: nnx.Module) -> tuple[Blueprint, dict[str, Any]]:
-    """The module's blueprint and its parameters by dotted name."""
+def split_module(module: nnx.Module) -> tuple[ModuleDef, dict[str, Any]]:
+    """The module's module_def and its parameters by dotted name."""
     graphdef, state = nnx.split(module)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(state)
     parameters = {dotted_name(path): leaf for path, leaf in leaves}
-    return Blueprint(graphdef, treedef, tuple(parameters)), parameters
+    return ModuleDef(graphdef, treedef, tuple(parameters)), parameters
 
 
 def dotted_name(path: tuple[Any, ...]) -> str:
@@ -44,14 +44,14 @@ def dotted_name(path: tuple[Any, ...]) -> str:
     return ".".join(parts)
 
 
-def abstract_parameters(make: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Blueprint, dict[str, jax.ShapeDtypeStruct]]:
-    """Blueprint and shapes of `make(rngs)` without allocating anything."""
-    return take_apart(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+def abstract_parameters(make: Callable[[nnx.Rngs], nnx.Module]) -> tuple[ModuleDef, dict[str, jax.ShapeDtypeStruct]]:
+    """ModuleDef and shapes of `make(rngs)` without allocating anything."""
+    return split_module(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
 
 
 def initial_parameters(make: Callable[[nnx.Rngs], nnx.Module], key: jax.Array, shardings: Any = None) -> Parameters:
     """Freshly drawn parameters of `make(rngs)`, computed under jit, each where `shardings[name]` says."""
-    return jit_for_one_run(lambda key: take_apart(make(nnx.Rngs(key)))[1], shardings)(key)
+    return jit_for_one_run(lambda key: split_module(make(nnx.Rngs(key)))[1], shardings)(key)
 
 
 def jit_for_one_run(function: Callable[..., Any], out_shardings: Any = None) -> Callable[..., Any]:

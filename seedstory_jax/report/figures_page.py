@@ -10,7 +10,7 @@ from seedstory_jax.evaluation.bootstrap import Interval
 from seedstory_jax.evaluation.measure import Measurement
 from seedstory_jax.evaluation.policy_table import PolicyTable, title_of, to_markdown
 from seedstory_jax.evaluation.stories import StoryFolder
-from seedstory_jax.report.demo import curve_plots
+from seedstory_jax.report.demo_page import curve_plots
 from seedstory_jax.report.page import escape, href, picture, render_page, theme_button, write_text
 from seedstory_jax.report.storybook import POLICY_WORDS
 from seedstory_jax.report.tables import figures_html, policy_table_html, words

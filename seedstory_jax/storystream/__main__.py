@@ -132,7 +132,7 @@ def _pack(arguments: Sequence[str]) -> int:
 
 def _tokenizer(arguments: Sequence[str]) -> int:
     """Train a tokenizer on a dataset's captions: for small models that are trained from nothing."""
-    from seedstory_jax.data.tokenizer import train_tokenizer
+    from seedstory_jax.data.text_tokenizer import train_tokenizer
 
     parser = cli.Parser(prog=f"{PROG} tokenizer", description=_tokenizer.__doc__)
     parser.add_argument("source", type=Path, metavar="FILE", help="JSONL, or a folder of it")

@@ -24,10 +24,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     flags, overrides = parser.parse_strictly(arguments)
 
+    from seedstory_jax.checkpoints import parts
     from seedstory_jax.config import Config, from_dict, load_config
     from seedstory_jax.data.sources import open_source
-    from seedstory_jax.training import parts
-    from seedstory_jax.training.feature_cache import Encoder, write_cache
+    from seedstory_jax.features.cache import Encoder, write_cache
 
     saved = flags.workdir / "config.json"
     if flags.config:

@@ -13,21 +13,27 @@ from jax.sharding import Mesh
 from ml_dtypes import bfloat16
 from PIL import Image
 
+from seedstory_jax.checkpoints.parts import (
+    TRAINED_BY,
+    frozen_and_trained,
+    part_shapes,
+    random_parameters,
+    trainable_names,
+)
 from seedstory_jax.config import Config
 from seedstory_jax.data.images import ImageTransform
-from seedstory_jax.data.pipeline import NOTE_FIELDS
+from seedstory_jax.data.pipeline import HOST_FIELDS
 from seedstory_jax.data.sources import JoinedSource
 from seedstory_jax.data.storystream import Story
-from seedstory_jax.data.tokenizer import StoryTokenizer
+from seedstory_jax.data.text_tokenizer import StoryTokenizer
+from seedstory_jax.features.cache import Encoder, OnlineEncodings, Rows
+from seedstory_jax.features.run_data import RunData
 from seedstory_jax.models.parameters import Parameters
 from seedstory_jax.sharding import make_mesh, optimizer_shardings, parameter_shardings
-from seedstory_jax.training.feature_cache import Encoder, OnlineRows, Rows
 from seedstory_jax.training.loop import Stage, Steps
 from seedstory_jax.training.optimizer import make_optimizer
-from seedstory_jax.training.parts import TRAINED_BY, frozen_and_trained, part_shapes, random_parameters, trainable_names
-from seedstory_jax.training.run import MAKE
-from seedstory_jax.training.tokenizer import vae_stage, vit_stage
-from seedstory_jax.training.workspace import Workspace
+from seedstory_jax.training.stages.visual_tokenizer import vae_stage, vit_stage
+from seedstory_jax.training.train import MAKE
 
 OWN_PARTS = {"detokenizer": ("detokenizer",), "story": ("story",), "adapt": ("story", "detokenizer")}
 STORIES = 16
@@ -53,10 +59,10 @@ def dry_run(config: Config) -> list[dict[str, Any]]:
 
 def _stages(config: Config, name: str, mesh: Mesh) -> list[Stage]:
     config = dataclasses.replace(config, **{name: dataclasses.replace(getattr(config, name), eval_every=0)})
-    workspace = RandomWorkspace(config)
+    run_data = RandomRunData(config)
     if name == "tokenizer":
         vae = random_parameters(config.model, "vae", config.seed)
-        return [vae_stage(config, workspace), vit_stage(config, workspace, vae)]
+        return [vae_stage(config, run_data), vit_stage(config, run_data, vae)]
     trains = trainable_names(dict(TRAINED_BY)[name], getattr(config, name).trainable)
     layout = frozen_and_trained(mesh, trains, config.model.frozen_dtype)
     parts = OWN_PARTS[name] + (("vit", "vae") if config.data.features == "online" else ())
@@ -65,7 +71,7 @@ def _stages(config: Config, name: str, mesh: Mesh) -> list[Stage]:
         for path, shape in part_shapes(config.model, part).items():
             at = layout(path, shape)
             parameters[path] = jnp.full(at.shape, 0.01, at.dtype, device=at.sharding)
-    return [MAKE[name](config, workspace, parameters)]
+    return [MAKE[name](config, run_data, parameters)]
 
 
 def _one(stage: Stage, config: Config, mesh: Mesh) -> dict[str, Any]:
@@ -80,7 +86,7 @@ def _one(stage: Stage, config: Config, mesh: Mesh) -> dict[str, Any]:
     steps = Steps(stage, optimizer, frozen, config.seed, mesh, ({name: at[name] for name in trained}, state_at), 0)
     batch = stage.batch(0)
     if type(batch) is dict:
-        batch = {name: value for name, value in batch.items() if name not in NOTE_FIELDS}
+        batch = {name: value for name, value in batch.items() if name not in HOST_FIELDS}
     batch = steps.on_devices(batch)
     started = time.perf_counter()
     compiled = steps.step.lower(trained, state, frozen, batch, steps.key).compile()
@@ -105,7 +111,7 @@ def _one(stage: Stage, config: Config, mesh: Mesh) -> dict[str, Any]:
     }
 
 
-class RandomWorkspace(Workspace):
+class RandomRunData(RunData):
     """Stories, pictures and features of the right shapes out of nothing."""
 
     def __init__(self, config: Config):
@@ -130,7 +136,7 @@ class RandomWorkspace(Workspace):
         """Noise of the encoder's shape; with features online, noise for the encoder to read."""
         encoder = Encoder(self.config, kind)
         if self.config.data.features == "online":
-            return OnlineRows(encoder, self.train, parameters)
+            return OnlineEncodings(encoder, self.train, parameters)
         return _RandomRows(encoder, self.config.data.features_dtype)
 
 

@@ -22,8 +22,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from seedstory_jax.checkpoints.stage import Checkpoints, frozen_hash
 from seedstory_jax.config import OptimizerConfig, StageConfig, WatchConfig
-from seedstory_jax.data.pipeline import NOTE_FIELDS, read_ahead
+from seedstory_jax.data.pipeline import HOST_FIELDS, read_ahead
 from seedstory_jax.distributed import place, rows_here
 from seedstory_jax.errors import UserError
 from seedstory_jax.models.layer_stack import activation_axes
@@ -31,14 +32,13 @@ from seedstory_jax.models.parameters import Parameters
 from seedstory_jax.sharding import (
     ACTIVATIONS,
     batch_sharding,
-    check_rows,
+    check_batch_divides,
     optimizer_shardings,
     parameter_shardings,
 )
-from seedstory_jax.training.checkpoint import Checkpoints, frozen_hash
+from seedstory_jax.training.metrics import StepSize, Watch
 from seedstory_jax.training.optimizer import learning_rate, make_optimizer
 from seedstory_jax.training.validation import HeldOut, Validation
-from seedstory_jax.training.watch import StepSize, Watch
 
 log = logging.getLogger(__name__)
 Metrics = dict[str, jax.Array]
@@ -52,7 +52,7 @@ class Stage:
     `batch(step, rows)` gives numpy arrays with a leading batch axis, of the rows that `rows` picks from the step's
     `batch_size` (all of them by default), and must depend on nothing else;
     `loss(parameters, batch, key)` gives a scalar and further scalars to log; `preview` draws pictures into a folder.
-    The fields NOTE_FIELDS of a batch stay on the host.
+    The fields HOST_FIELDS of a batch stay on the host.
     """
 
     name: str
@@ -145,7 +145,7 @@ class Steps:
         self.schedule = learning_rate(stage.optimizer, stage.steps)
         self.micro = stage.optimizer.accumulation
         self.batch_at = batch_sharding(mesh, skip_axes=int(self.micro > 1))
-        check_rows(mesh, stage.batch_size // self.micro, f"stage {stage.name}, batch_size / accumulation")
+        check_batch_divides(mesh, stage.batch_size // self.micro, f"stage {stage.name}, batch_size / accumulation")
         self.step = compiled_step(stage.loss, optimizer, self.micro, mesh, shardings)
         self._reported = 0.0  # when the newest step was, by the clock
 
@@ -161,7 +161,7 @@ class Steps:
         bad = _Bad(stage.max_bad)
         with stop:
             for step, batch in enumerate(self._batches(first), first):
-                notes = {name: batch.pop(name) for name in NOTE_FIELDS if name in batch} if type(batch) is dict else {}
+                notes = {name: batch.pop(name) for name in HOST_FIELDS if name in batch} if type(batch) is dict else {}
                 batch = self.on_devices(batch)
                 started = time.perf_counter()
                 key = jax.random.fold_in(self.key, step)
@@ -230,7 +230,7 @@ class Steps:
 
     def _placed(self, batch: Any) -> Any:
         """A batch of the held-out stories: as large as a step's, in one piece."""
-        batch = {name: value for name, value in batch.items() if name not in NOTE_FIELDS}
+        batch = {name: value for name, value in batch.items() if name not in HOST_FIELDS}
         return jax.tree.map(lambda x: place(x, batch_sharding(self.mesh)), batch)
 
     def _report(self, watch: Watch | None, step: int, values: Metrics, started: float, saved: int) -> None:

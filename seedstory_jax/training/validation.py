@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from seedstory_jax.checkpoints.stage import BEST, Checkpoints
 from seedstory_jax.models.parameters import Parameters
-from seedstory_jax.training.checkpoint import BEST, Checkpoints
 
 Loss = Callable[[Parameters, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 

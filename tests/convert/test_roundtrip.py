@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from seedstory_jax.checkpoints.converted import ModuleReader, restore_module
 from seedstory_jax.convert.exporting import export_model
 from seedstory_jax.convert.importing import import_model
 from seedstory_jax.convert.plan import module_makers
-from seedstory_jax.convert.store import ModuleReader, restore_module
 from seedstory_jax.convert.verifying import verify_model
 from seedstory_jax.models.parameters import abstract_parameters
 
@@ -32,8 +32,8 @@ def exported(published, converted, tmp_path_factory):
 
 
 def load(folder, config, name):
-    blueprint, abstract = abstract_parameters(module_makers(config)[name])
-    return blueprint.build(restore_module(folder / name, abstract))
+    module_def, abstract = abstract_parameters(module_makers(config)[name])
+    return module_def.build(restore_module(folder / name, abstract))
 
 
 def close(ours, theirs):

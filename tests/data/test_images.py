@@ -14,8 +14,8 @@ from seedstory_jax.data.images import (
     short_side_to,
     time_ids,
 )
-from seedstory_jax.data.toy_world import draw
 from seedstory_jax.errors import UserError
+from seedstory_jax.toy.world import draw
 
 
 def test_clip_squashes_and_normalises():

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from seedstory_jax.data.packing import BLOCK, PackedRows
-from seedstory_jax.data.pipeline import Plan, StoryRows, batches, cached_features, stack
-from seedstory_jax.data.sequence import SequenceConfig
+from seedstory_jax.data.pipeline import ExampleSource, Plan, batches, cached_features, stack
 from seedstory_jax.data.storystream import Story, StoryDataset
-from seedstory_jax.data.tokenizer import train_tokenizer
+from seedstory_jax.data.text_tokenizer import train_tokenizer
+from seedstory_jax.data.token_rows import SequenceConfig
 from seedstory_jax.errors import UserError
 
 CONFIG = SequenceConfig(num_image_tokens=2, max_tokens=80, max_images=5)
@@ -27,7 +27,7 @@ def stories(count=7):
 def rows_of(tokenizer, images=None, **options):
     data = stories()
     plan = Plan(tuple(map(len, data)), batch_size=4, seed=5, max_turns=5, max_position_offset=9)
-    return StoryRows(data, tokenizer, plan, CONFIG, images, **options)
+    return ExampleSource(data, tokenizer, plan, CONFIG, images, **options)
 
 
 def story_numbers(story, turns):
@@ -134,12 +134,12 @@ def test_a_substitute_follows_from_the_place_alone(tokenizer):
 def test_over_length_rows_are_counted_and_are_no_fault(tokenizer):
     data = [*stories(), Story(9, ("x.png",) * 4, ("a " * 90, "b", "c", "d"))]
     plan = Plan(tuple(map(len, data)), batch_size=4, seed=5, max_turns=4)
-    source = StoryRows(data, tokenizer, plan, CONFIG, max_bad=0)
+    source = ExampleSource(data, tokenizer, plan, CONFIG, max_bad=0)
     rows = [source[place] for place in range(8)]
     assert sum(int(row["over_length"]) for row in rows) >= 1 and not source.bad
     long = next(place for place in range(8) if plan.row(place).story == 7)
     assert source.length_of(plan.row(long)) > CONFIG.max_tokens and rows[long]["over_length"] >= 1
-    only = StoryRows(data[-1:], tokenizer, Plan((4,), batch_size=1), CONFIG)
+    only = ExampleSource(data[-1:], tokenizer, Plan((4,), batch_size=1), CONFIG)
     with pytest.raises(UserError, match=r"no usable story found .* too long for 80 tokens"):
         only[0]
 
@@ -147,7 +147,7 @@ def test_over_length_rows_are_counted_and_are_no_fault(tokenizer):
 def test_lengths_are_known_before_a_row_is_written(tokenizer):
     for supervise in ("last", "all"):
         config = dataclasses.replace(CONFIG, supervise=supervise)
-        source = StoryRows(stories(), tokenizer, rows_of(tokenizer).plan, config)
+        source = ExampleSource(stories(), tokenizer, rows_of(tokenizer).plan, config)
         for place in range(12):
             assert source.length_of(source.plan.row(place)) == (source[place]["segment"] > 0).sum()
 

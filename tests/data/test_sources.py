@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from seedstory_jax.data.images import ImageTransform
-from seedstory_jax.data.pipeline import Plan, StoryRows, batches
-from seedstory_jax.data.sequence import SequenceConfig
+from seedstory_jax.data.pipeline import ExampleSource, Plan, batches
 from seedstory_jax.data.sources import JsonlSource, PictureReader, open_source, pack_images
 from seedstory_jax.data.storystream import as_path
-from seedstory_jax.data.tokenizer import toy_tokenizer
-from seedstory_jax.data.toy_world import build_toy_world, parse_caption, render_frame
+from seedstory_jax.data.text_tokenizer import toy_tokenizer
+from seedstory_jax.data.token_rows import SequenceConfig
 from seedstory_jax.errors import UserError
 from seedstory_jax.storystream.lines import write_jsonl
+from seedstory_jax.toy.world import build_toy_world, parse_caption, render_frame
 
 SMALL = ImageTransform("clip", 64, resample="box")
 
@@ -120,7 +120,7 @@ def test_one_loader_over_all(folder, packed, prepared, tmp_path):
     for path in (folder / "train.jsonl", packed, prepared):
         source = open_source(path)
         plan = Plan(tuple(map(len, source.stories)), batch_size=2, max_turns=3)
-        rows = StoryRows(source.stories, tokenizer, plan, config, {"images": PictureReader(source, SMALL)})
+        rows = ExampleSource(source.stories, tokenizer, plan, config, {"images": PictureReader(source, SMALL)})
         batch = next(batches(rows, steps=1))
         assert batch["images"].shape == (2, 3, 64, 64, 3) and batch["images"].dtype == np.float32
         seen.append(batch)

@@ -7,8 +7,8 @@ import pytest
 
 from seedstory_jax.errors import UserError
 from seedstory_jax.evaluation.ablation import Run, Setup, Variant, plan_runs, read_run, tell_runs, timing_figures
-from seedstory_jax.generation.sample import Request
-from seedstory_jax.generation.telling import TellingConfig
+from seedstory_jax.generation.interface import GenerationConfig
+from seedstory_jax.generation.story_files import Request
 from seedstory_jax.models.llama import LlamaConfig
 from seedstory_jax.models.parameters import abstract_parameters
 from seedstory_jax.models.resampler import ResamplerConfig
@@ -42,16 +42,16 @@ class Tokenizer:
 
 @pytest.fixture(scope="module")
 def setup() -> Setup:
-    blueprint, shapes = abstract_parameters(lambda rngs: StoryMLLM(CONFIG, rngs=rngs))
+    module_def, shapes = abstract_parameters(lambda rngs: StoryMLLM(CONFIG, rngs=rngs))
     rng = np.random.default_rng(1)
     drawn = {name: rng.normal(size=one.shape, scale=one.shape[-1] ** -0.5) for name, one in shapes.items()}
-    model = blueprint.build({name: jnp.asarray(value, jnp.float32) for name, value in drawn.items()})
+    model = module_def.build({name: jnp.asarray(value, jnp.float32) for name, value in drawn.items()})
 
     def draw(features, stories, frames):
         value = np.asarray(stories) * 10 + np.asarray(frames)
         return np.broadcast_to(value[:, None, None, None], (len(value), 8, 8, 3)).astype(np.uint8)
 
-    telling = TellingConfig(max_text_tokens=3, allow_end=False)
+    telling = GenerationConfig(max_text_tokens=3, allow_end=False)
     return Setup(model, Tokenizer(), telling, window=2, draw=draw, identity={"checkpoint": 1})
 
 

@@ -46,10 +46,10 @@ class Tokenizer:
 @pytest.fixture(scope="module")
 def model():
     make = lambda rngs: StoryMLLM(CONFIG, rngs=rngs)  # noqa: E731
-    blueprint, shapes = abstract_parameters(make)
+    module_def, shapes = abstract_parameters(make)
     rng = np.random.default_rng(1)
     drawn = {name: rng.normal(size=one.shape, scale=one.shape[-1] ** -0.5) for name, one in shapes.items()}
-    return blueprint.build({name: jnp.asarray(value, jnp.float32) for name, value in drawn.items()})
+    return module_def.build({name: jnp.asarray(value, jnp.float32) for name, value in drawn.items()})
 
 
 def test_the_row_of_a_story():

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seedstory_jax.data.toy_world import caption_of, make_story, render_frame
 from seedstory_jax.evaluation.measure import Tools, measure
 from seedstory_jax.evaluation.stories import StoryFolder
+from seedstory_jax.toy.world import caption_of, make_story, render_frame
 
 
 @pytest.fixture(scope="module")

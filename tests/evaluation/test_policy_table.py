@@ -4,8 +4,8 @@ import json
 
 from seedstory_jax.evaluation.bootstrap import Interval
 from seedstory_jax.evaluation.policy_table import policy_table, records_of, to_csv, to_json, to_markdown
-from seedstory_jax.evaluation.probe import FrameScore
 from seedstory_jax.report.tables import figures_html, policy_table_html
+from seedstory_jax.toy.probe import FrameScore
 
 
 def records(policy: str, stories: int = 3, frames: int = 30, right=lambda story, frame: True) -> list[dict]:

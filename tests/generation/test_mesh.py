@@ -8,10 +8,10 @@ from pathlib import Path
 PROGRAM = """
 import jax, numpy as np
 from jax.sharding import AxisType
-from seedstory_jax.generation.compilations import Compilations
+from seedstory_jax.generation.compile_stats import Compilations
 from seedstory_jax.generation.policies import MultimodalSink
-from seedstory_jax.generation.story import StoryTeller
-from seedstory_jax.generation.telling import TellingConfig
+from seedstory_jax.generation.engine import StoryEngine
+from seedstory_jax.generation.interface import GenerationConfig
 from seedstory_jax.models.parameters import abstract_parameters, initial_parameters, with_prefix
 from seedstory_jax.models.story_mllm import StoryMLLM
 from seedstory_jax.sharding import SAMPLING, parameter_shardings
@@ -19,18 +19,18 @@ from conftest import CONFIG, LetterTokenizer
 
 mesh = jax.make_mesh((2, 1, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
 make = lambda rngs: StoryMLLM(CONFIG, rngs=rngs)
-blueprint, parameters = abstract_parameters(make)[0], initial_parameters(make, jax.random.key(0))
+module_def, parameters = abstract_parameters(make)[0], initial_parameters(make, jax.random.key(0))
 at = parameter_shardings(mesh, with_prefix("story", parameters), SAMPLING)
 spread = {name: jax.device_put(value, at[f"story.{name}"]) for name, value in parameters.items()}
 split = [name for name, value in spread.items() if value.addressable_shards[0].data.size < value.size]
 assert len(split) > 10, split
 features = np.random.default_rng(0).normal(size=(2, 16, 32)).astype(np.float32)
-config = TellingConfig(length=5, max_text_tokens=6, allow_end=False)
+config = GenerationConfig(length=5, max_text_tokens=6, allow_end=False)
 policy = MultimodalSink(window=2, head=(1, 1), tail=(1, 1))
 told = []
 for values, where in ((parameters, None), (spread, mesh)):
-    teller = StoryTeller(blueprint.build(values), LetterTokenizer(), policy, config, where)
-    stories = teller.start(features, ["ab", "cde"])
+    engine = StoryEngine(module_def.build(values), LetterTokenizer(), policy, config, where)
+    stories = engine.start(features, ["ab", "cde"])
     stories.next()
     warm = Compilations()
     for _ in range(3):

@@ -19,8 +19,8 @@ from seedstory_jax.generation.policies import (
     slot_count,
     split_policy,
 )
-from seedstory_jax.models.kv_buffer import EMPTY, Kind, SlotFacts
-from seedstory_jax.parity_kinds.generation import sink_indices
+from seedstory_jax.models.kv_buffer import EMPTY, Kind, SlotMetadata
+from seedstory_jax.parity.generation import sink_indices
 
 LETTERS = {"s": Kind.BOS, "t": Kind.TEXT, "(": Kind.BOI, "q": Kind.QUERY, ")": Kind.EOI}
 STORY = "sttt(qqqqqq) ttt(qqqqqq) tt(qqqqqq) tttt(qqqqqq) .."
@@ -53,7 +53,9 @@ def facts_of(story):
         rows += [(LETTERS[letter], frame) if letter != "." else (EMPTY, EMPTY) for letter in text]
     kind, frame = (np.array(column, np.int32)[None] for column in zip(*rows))
     index = np.where(kind == EMPTY, EMPTY, np.arange(kind.size)).astype(np.int32)
-    return SlotFacts(*(jnp.asarray(fact) for fact in (index, index, kind, frame)), pinned=jnp.zeros(kind.shape, bool))
+    return SlotMetadata(
+        *(jnp.asarray(fact) for fact in (index, index, kind, frame)), pinned=jnp.zeros(kind.shape, bool)
+    )
 
 
 def drawn(mask, story=STORY):
@@ -77,7 +79,7 @@ def test_counts_that_lose_their_mark_keep_what_was_pinned():
     policy = MultimodalSink(window=1, start=0, head=(2, 0), tail=(0, 0))
     facts = facts_of("tt q) tt(qq) t(qq)")
     pinned = jnp.asarray(np.arange(facts.index.size) < 2)[None]
-    facts = SlotFacts(facts.position, facts.index, facts.kind, facts.frame, pinned)
+    facts = SlotMetadata(facts.position, facts.index, facts.kind, facts.frame, pinned)
     assert drawn(keep_mask(policy, facts), "tt q) tt(qq) t(qq)") == "## -- ##---- #####"
 
 

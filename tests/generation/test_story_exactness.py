@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from seedstory_jax.generation import decode
+from seedstory_jax.generation.engine import StoryEngine
+from seedstory_jax.generation.interface import GenerationConfig
 from seedstory_jax.generation.policies import make_policy
-from seedstory_jax.generation.story import StoryTeller
-from seedstory_jax.generation.telling import TellingConfig
 from seedstory_jax.models.kv_buffer import Kind
 
 SEQUENCES = 20
@@ -32,19 +32,19 @@ def teller_for(story_model, tokenizer, name, positions="slot"):
     settings = dict(settings)
     if name != "dense":
         settings["window"] = WINDOW
-    teller = StoryTeller(
+    engine = StoryEngine(
         story_model,
         tokenizer,
         make_policy(name, positions=positions, **settings),
-        TellingConfig(length=SEQUENCES, max_text_tokens=TEXT, allow_end=False),
+        GenerationConfig(length=SEQUENCES, max_text_tokens=TEXT, allow_end=False),
     )
-    teller.slots = lambda length=None: 256  # the same for all policies, so that the programs are shared
-    return teller
+    engine.slots = lambda length=None: 256  # the same for all policies, so that the programs are shared
+    return engine
 
 
-def tell_and_watch(teller, features, captions):
+def tell_and_watch(engine, features, captions):
     """(stories, hidden states [sequence, b, d] after each sequence); captions[sequence][b], None to let it write."""
-    stories = teller.start(features, list(captions[0]))
+    stories = engine.start(features, list(captions[0]))
     hidden = [np.asarray(stories._telling.hidden)]
     for given in captions[1:]:
         stories.next(given)
@@ -100,9 +100,9 @@ def check_row(reference, stays, tokenizer, sequences, hidden, story_model):
 def test_one_forward_over_the_whole_story(
     name, positions, story_model, tokenizer, image_features, new_reference, stays
 ):
-    teller = teller_for(story_model, tokenizer, name, positions)
+    engine = teller_for(story_model, tokenizer, name, positions)
     captions = captions_for(3, SEQUENCES, np.random.default_rng(1))
-    stories, hidden = tell_and_watch(teller, image_features[:3], captions)
+    stories, hidden = tell_and_watch(engine, image_features[:3], captions)
     assert len({tuple(len(one.tokens) for one in row.sequences) for row in stories.rows}) == 3
     for row, state in enumerate(stories.rows):
         reference = new_reference(story_model, positions)
@@ -126,9 +126,9 @@ def test_policies_part_ways_when_the_window_is_full(story_model, tokenizer, imag
 
 @pytest.mark.parametrize("recompute_bos", [False, True])
 def test_recomputing_is_reading_the_window_by_hand(recompute_bos, story_model, tokenizer, image_features):
-    teller = teller_for(story_model, tokenizer, "with_bos" if recompute_bos else "window_recompute")
+    engine = teller_for(story_model, tokenizer, "with_bos" if recompute_bos else "window_recompute")
     captions = captions_for(2, 7, np.random.default_rng(3))
-    stories, hidden = tell_and_watch(teller, image_features[:2], captions)
+    stories, hidden = tell_and_watch(engine, image_features[:2], captions)
     llama = story_model.llama
     for row, state in enumerate(stories.rows):
         for last in range(WINDOW, 7):
@@ -152,15 +152,15 @@ def test_recomputing_is_reading_the_window_by_hand(recompute_bos, story_model, t
 @pytest.mark.parametrize("size", [1, 3, 7])
 def test_chunks_of_any_size_read_the_same(size, story_model, tokenizer, image_features, new_reference):
     """The prompt in pieces, each story at an offset and a count of its own."""
-    teller = teller_for(story_model, tokenizer, "dense")
+    engine = teller_for(story_model, tokenizer, "dense")
     texts = [[1, 30, 31, 32, 33, 34, 35], [1, 40, 41], [1, 50, 51, 52, 53, 54]]
-    shape, told = teller.shape, decode.begin(teller.shape, 3, 256, "float32")
-    told = decode.read_image(shape, teller.parameters, told, image_features[:3], np.array([False, True, False]))
+    shape, told = engine.shape, decode.begin(engine.shape, 3, 256, "float32")
+    told = decode.read_image(shape, engine.parameters, told, image_features[:3], np.array([False, True, False]))
     for start in range(0, 7, size):
         pieces = [text[start : start + size] for text in texts]
         ids = np.array([piece + [0] * (size - len(piece)) for piece in pieces], np.int32)
         counts = np.array([len(piece) for piece in pieces], np.int32)
-        told = decode.read_text(shape, teller.parameters, told, ids, counts)
+        told = decode.read_text(shape, engine.parameters, told, ids, counts)
     for row, text in enumerate(texts):
         reference = new_reference(story_model)
         if row == 1:

@@ -10,7 +10,7 @@ import pytest
 from seedstory_jax.models.kv_buffer import (
     EMPTY,
     TokenChunk,
-    append_facts,
+    append_metadata,
     compact,
     empty_buffer,
     next_index,
@@ -34,7 +34,7 @@ def append(buffer, chunk, k, v):
     """What `Llama.extend` does, for given keys [l b t k h]."""
     targets = slot_targets(buffer, chunk)
     put = jax.vmap(write, in_axes=(0, 0, None))
-    return replace(append_facts(buffer, chunk), k=put(buffer.k, k, targets), v=put(buffer.v, v, targets))
+    return replace(append_metadata(buffer, chunk), k=put(buffer.k, k, targets), v=put(buffer.v, v, targets))
 
 
 @pytest.fixture(scope="module")

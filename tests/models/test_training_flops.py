@@ -49,12 +49,12 @@ def layers_written_out(monkeypatch):
 
 def counted(make, trains, call, *arguments) -> float:
     """What XLA counts for the value and the gradients of what trains, and of the first `inputs` arguments."""
-    blueprint, shapes = abstract_parameters(make)
+    module_def, shapes = abstract_parameters(make)
     trained = {name: shape for name, shape in shapes.items() if trains(name)}
     frozen = {name: shape for name, shape in shapes.items() if not trains(name)}
 
     def loss(trained, source, frozen, *rest):
-        return jnp.mean(call(blueprint.build({**frozen, **trained}), source, *rest))
+        return jnp.mean(call(module_def.build({**frozen, **trained}), source, *rest))
 
     source, *rest = arguments
     run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1) if source.dtype == jnp.float32 else 0))

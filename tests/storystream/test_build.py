@@ -17,7 +17,6 @@ import pytest
 from PIL import Image
 
 from seedstory_jax.data.storystream import StoryDataset
-from seedstory_jax.data.toy_world import make_story, render_frame
 from seedstory_jax.errors import UserError
 from seedstory_jax.storystream.__main__ import main
 from seedstory_jax.storystream.build.endpoint import AskFailed, Endpoint
@@ -29,6 +28,7 @@ from seedstory_jax.storystream.build.keyframes import (
 )
 from seedstory_jax.storystream.build.narrate import BadNarrative, narrate, read_narrative, read_prompts
 from seedstory_jax.storystream.validate import validate
+from seedstory_jax.toy.world import make_story, render_frame
 
 needs_ffmpeg = pytest.mark.skipif(not shutil.which("ffmpeg"), reason="ffmpeg is not installed")
 

@@ -3,12 +3,12 @@ import json
 import numpy as np
 import pytest
 
+from seedstory_jax.checkpoints import parts
 from seedstory_jax.config import load_config, to_dict
 from seedstory_jax.data.array_cache import open_array
-from seedstory_jax.data.toy_world import build_toy_world
 from seedstory_jax.errors import UserError
 from seedstory_jax.storystream.__main__ import main
-from seedstory_jax.training import parts
+from seedstory_jax.toy.world import build_toy_world
 
 
 @pytest.fixture

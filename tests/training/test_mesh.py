@@ -45,23 +45,23 @@ from pathlib import Path
 import jax
 from seedstory_jax.config import MeshConfig, load_config
 from seedstory_jax.sharding import make_mesh
-from seedstory_jax.training import run
+from seedstory_jax.training import train
 from seedstory_jax.training.loop import run_stage
-from seedstory_jax.training.parts import load_parameters
-from seedstory_jax.training.tokenizer import vae_stage, vit_stage
-from seedstory_jax.training.workspace import Workspace
+from seedstory_jax.checkpoints.parts import load_parameters
+from seedstory_jax.training.stages.visual_tokenizer import vae_stage, vit_stage
+from seedstory_jax.features.run_data import RunData
 
 config, source, out = load_config(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
-workspace = Workspace(config, source)
+run_data = RunData(config, source)
 
 def make(name, mesh):
     if name == "tokenizer_vae":
-        return vae_stage(config, workspace)
+        return vae_stage(config, run_data)
     if name == "tokenizer_vit":
         vae = load_parameters(config.model, ("vae",), source, seed=0, before="tokenizer_vit")
-        return vit_stage(config, workspace, vae)
+        return vit_stage(config, run_data, vae)
     section = dataclasses.replace(getattr(config, name), init_from="previous")
-    return run.MAKE[name](config, workspace, run.stage_parameters(config, name, section, source, mesh))
+    return run.MAKE[name](config, run_data, run.stage_parameters(config, name, section, source, mesh))
 
 for sizes, names in json.loads(sys.argv[4]):
     mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: sizes[0] * sizes[1] * sizes[2]])
@@ -85,15 +85,15 @@ STEPS = 30  # of two processes: so many that a signal reaches both before the la
 ONE_OF_TWO = """
 import json, os, signal, sys, time
 from pathlib import Path
-from seedstory_jax.data.pipeline import StoryRows
+from seedstory_jax.data.pipeline import ExampleSource
 from seedstory_jax.training.loop import Steps
 import train
 
-read, places = StoryRows.__getitem__, []
+read, places = ExampleSource.__getitem__, []
 def recorded(self, place):
     places.append(place)
     return read(self, place)
-StoryRows.__getitem__ = recorded
+ExampleSource.__getitem__ = recorded
 
 report, signalled = Steps._report, int(sys.argv[2])
 def reported(self, watch, step, *rest):
@@ -192,7 +192,7 @@ def train_together(folder: Path, config_file: Path, *, name: str, signalled: int
 @pytest.fixture(scope="module")
 def stopped(config_file, tmp_path_factory) -> tuple[Path, list[str], int]:
     """A workdir that two processes trained in until one of them got SIGTERM; what they said; the step they saved."""
-    from seedstory_jax.training.checkpoint import latest_step
+    from seedstory_jax.checkpoints.stage import latest_step
 
     folder = tmp_path_factory.mktemp("two")
     said = train_together(folder, config_file, name="before", signalled=2)
@@ -214,7 +214,7 @@ def test_a_signal_to_one_process_stops_both_at_one_step(stopped):
 
 def test_two_processes_give_one_processes_losses(two_processes, config_file, rows_of, tmp_path):
     from seedstory_jax.config import load_config
-    from seedstory_jax.training.run import train
+    from seedstory_jax.training.train import train
 
     train(load_config(config_file, {"stages": "story", "story.steps": str(STEPS)}), tmp_path)
     alone, together = rows_of(tmp_path), rows_of(two_processes / "run")
@@ -231,9 +231,9 @@ def test_each_process_reads_its_share_alone(two_processes, stopped):
 
 
 def test_what_two_processes_saved_one_can_read(two_processes):
+    from seedstory_jax.checkpoints.parts import part_shapes
+    from seedstory_jax.checkpoints.stage import latest_step, load_trained
     from seedstory_jax.config import Config, from_dict
-    from seedstory_jax.training.checkpoint import latest_step, load_trained
-    from seedstory_jax.training.parts import part_shapes
 
     workdir = two_processes / "run"
     assert latest_step(workdir / "story") == STEPS

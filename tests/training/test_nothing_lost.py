@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from seedstory_jax.checkpoints.stage import Checkpoints, frozen_hash, latest_step
 from seedstory_jax.config import MeshConfig, OptimizerConfig, StageConfig
 from seedstory_jax.errors import UserError
 from seedstory_jax.sharding import make_mesh
-from seedstory_jax.training.checkpoint import Checkpoints, frozen_hash, latest_step
 from seedstory_jax.training.loop import Stage, run_stage
 
 
@@ -117,7 +117,7 @@ def test_a_full_disk_is_known_in_whatever_orbax_raises(tmp_path, monkeypatch, wh
 
 
 def test_worker_processes_change_nothing(story_only, undisturbed, rows_of, tmp_path):
-    from seedstory_jax.training.run import train
+    from seedstory_jax.training.train import train
 
     config = dataclasses.replace(story_only, data=dataclasses.replace(story_only.data, workers=2))
     train(config, tmp_path / "run")

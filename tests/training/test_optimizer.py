@@ -6,9 +6,9 @@ import numpy as np
 import optax
 import pytest
 
+from seedstory_jax.checkpoints.parts import part_shapes
 from seedstory_jax.config import Config, OptimizerConfig
 from seedstory_jax.training.optimizer import ADAMW_RMS, make_optimizer, weight_matrices
-from seedstory_jax.training.parts import part_shapes
 
 LEARNING_RATE, ADAM_SCALE = 0.5, 0.2
 PLAIN = OptimizerConfig(learning_rate=LEARNING_RATE, weight_decay=0.0, warmup_steps=0, clip_norm=1e9)

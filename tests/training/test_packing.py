@@ -4,29 +4,31 @@ import jax
 import numpy as np
 import pytest
 
-from seedstory_jax.data.pipeline import NOTE_FIELDS, stack
-from seedstory_jax.training.parts import random_parameters
-from seedstory_jax.training.rows import RowBatches
-from seedstory_jax.training.story import story_loss
-from seedstory_jax.training.workspace import Workspace
+from seedstory_jax.checkpoints.parts import random_parameters
+from seedstory_jax.data.pipeline import HOST_FIELDS, stack
+from seedstory_jax.features.run_data import RunData
+from seedstory_jax.training.batches import ExampleBatches
+from seedstory_jax.training.stages.story import story_loss
 
 
 def test_packed_rows_have_the_loss_of_single_ones(micro, trained_workdir):
     """Several prefixes a row, the last turn of each supervised: what is lost is padding."""
     story = dataclasses.replace(micro.story, supervise="last", turns="prefix", position_offset=0)
     config = dataclasses.replace(micro, story=story)
-    workspace = Workspace(micro, trained_workdir)
+    run_data = RunData(micro, trained_workdir)
     parameters = random_parameters(config.model, "story", 0)
-    features = workspace.rows("squash", {**parameters, **_vit(micro, trained_workdir)})
+    features = run_data.rows("squash", {**parameters, **_vit(micro, trained_workdir)})
     make = dict(seed=0, batch_size=2)
-    packed = RowBatches(config, workspace.tokenizer, workspace.train, {"image_features": features}, packed=True, **make)
+    packed = ExampleBatches(
+        config, run_data.tokenizer, run_data.train, {"image_features": features}, packed=True, **make
+    )
     fields = packed(0)
     places = [single for place in range(2) for single in packed.source.places(place)]
     assert len(places) > 2
     single = stack([packed.rows[place] for place in places])
 
     def loss(fields):
-        batch = {name: value for name, value in fields.items() if name not in NOTE_FIELDS}
+        batch = {name: value for name, value in fields.items() if name not in HOST_FIELDS}
         return jax.jit(lambda batch: story_loss(config, parameters, batch, None))(batch)
 
     (together, metrics), (apart, wanted) = loss(fields), loss(single)
@@ -37,6 +39,6 @@ def test_packed_rows_have_the_loss_of_single_ones(micro, trained_workdir):
 
 
 def _vit(config, workdir):
-    from seedstory_jax.training.parts import load_parameters
+    from seedstory_jax.checkpoints.parts import load_parameters
 
     return load_parameters(config.model, ("vit",), workdir, seed=config.seed)

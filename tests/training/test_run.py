@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from seedstory_jax.checkpoints.stage import latest_step
 from seedstory_jax.config import to_dict
 from seedstory_jax.errors import UserError
-from seedstory_jax.training.checkpoint import latest_step
-from seedstory_jax.training.run import train
+from seedstory_jax.training.train import train
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -57,7 +57,7 @@ def test_killed_and_started_again_gives_the_same_metrics(
     script = tmp_path / "run.py"
     script.write_text(
         "import json, sys\nfrom pathlib import Path\nfrom seedstory_jax.config import Config, from_dict\n"
-        "from seedstory_jax.training.run import train\n"
+        "from seedstory_jax.training.train import train\n"
         "train(from_dict(Config, json.loads(Path(sys.argv[1]).read_text())), Path(sys.argv[2]))\n"
     )
     (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
@@ -81,7 +81,7 @@ def test_sigterm_saves_and_says_how_to_go_on(undisturbed, rows_of, tmp_path, sto
     config = story_only
     workdir = tmp_path / "run"
     # The signal arrives while the first batch is made: from inside the run, so that no timing matters.
-    from seedstory_jax.training import run as run_module
+    from seedstory_jax.training import train as run_module
 
     make = run_module.MAKE["story"]
 
@@ -117,7 +117,7 @@ def test_damaged_newest_checkpoint_falls_back_with_a_warning(undisturbed, rows_o
         if file.is_file():
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     shutil.rmtree(workdir / "tensorboard")
-    from seedstory_jax.training import run as run_module
+    from seedstory_jax.training import train as run_module
 
     # The stage counts as done by its newest step; ask for it to be looked at again.
     original = run_module.latest_step

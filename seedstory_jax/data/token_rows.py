@@ -1,0 +1,287 @@
+"""Stories to token rows.
+
+    <s> caption0 <img> 64 queries </img> [INST]caption1 <img> 64 queries </img> ... [INST]captionN <img> 64 </img> </s>
+
+`story_row` writes the fields of a `StoryBatch`; `labels` are aligned to the predicting position: labels[t] is the id to
+be predicted from the hidden state of t. `released_row` writes the published row (labels in place, two masks).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from seedstory_jax.data.text_tokenizer import StoryTokenizer
+from seedstory_jax.errors import UserError
+
+IGNORE = -100
+TOKEN_FIELDS = ("ids", "labels", "position", "segment", "generated_block", "image_slot", "target_slot")
+
+
+@dataclass(frozen=True)
+class SequenceConfig:
+    """How rows are written.
+
+    supervise: "last" (caption and image of the last turn, as published) or "all" (every turn but the first: each image
+    stands twice at the same positions, once as queries that only they themselves see, once as it is read again).
+    supervise_first: with "all", learn the first turn, too (rows that begin in mid-story).
+    end: "always" puts a supervised `</s>` behind the last image, as published; "story_end" only where the story ends;
+    "auto": "always" for "last" and "story_end" for "all".
+    max_tokens, max_images: the row's static size.
+    """
+
+    num_image_tokens: int = 64
+    max_tokens: int = 1024
+    max_images: int = 10
+    supervise: str = "last"
+    supervise_first: bool = False
+    end: str = "auto"
+
+    def __post_init__(self):
+        if self.supervise not in ("last", "all"):
+            raise ValueError(f"unknown supervise {self.supervise!r}: choose last or all")
+        if self.end not in ("auto", "always", "story_end"):
+            raise ValueError(f"unknown end {self.end!r}: choose auto, always or story_end")
+
+    def closes(self, ends_story: bool) -> bool:
+        """Whether a row gets its `</s>`."""
+        if self.end == "always" or (self.end == "auto" and self.supervise == "last"):
+            return True
+        return ends_story
+
+
+class RowTooLong(ValueError):
+    """A row needs more tokens or images than the config's static size; it is dropped, never cut."""
+
+
+def encode_turns(tokenizer: StoryTokenizer, captions: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:
+    """Token ids of each caption as a row's first turn and as a later one (with its `[INST]`).
+
+    Do this once a dataset; any turn can then be the first of a row.
+    """
+    return [tokenizer.first_turn(caption) for caption in captions], [
+        tokenizer.next_turn(caption) for caption in captions
+    ]
+
+
+class _Row:
+    """Tokens appended one after the other; positions run on unless an image is written a second time."""
+
+    def __init__(self, offset: int):
+        self.fields: dict[str, list[int]] = {
+            name: [] for name in ("ids", "labels", "position", "generated_block", "image_slot", "target_slot")
+        }
+        self.next_position = offset
+
+    def __len__(self) -> int:
+        return len(self.fields["ids"])
+
+    def add(self, ids: Sequence[int], *, block: int = 0, image_slot: int | None = None, target_slot: int | None = None):
+        """Append tokens; image_slot and target_slot count up from the value given."""
+        count = len(ids)
+        fields = self.fields
+        fields["ids"] += ids
+        fields["labels"] += [IGNORE] * count
+        fields["position"] += range(self.next_position, self.next_position + count)
+        fields["generated_block"] += [block] * count
+        for name, slot in (("image_slot", image_slot), ("target_slot", target_slot)):
+            fields[name] += [-1] * count if slot is None else range(slot, slot + count)
+        self.next_position += count
+
+    def predict_from_last(self, label: int) -> None:
+        self.fields["labels"][-1] = label
+
+    def predict_inside(self, start: int) -> None:
+        """Each token from `start` predicts the one behind it, up to the last."""
+        fields = self.fields
+        fields["labels"][start:-1] = fields["ids"][start + 1 :]
+
+
+def story_row(
+    tokenizer: StoryTokenizer,
+    first_turn: Sequence[int],
+    next_turns: Sequence[Sequence[int]],
+    config: SequenceConfig,
+    *,
+    ends_story: bool = False,
+    position_offset: int = 0,
+) -> dict[str, np.ndarray]:
+    """The token fields of one `StoryBatch` row, int32[max_tokens] each and image_valid bool[max_images].
+
+    first_turn, next_turns: ids from `encode_turns`; turn i goes with image i of the row. position_offset moves all
+    positions (random in training, so that later positions than a row is long are not new when a story grows).
+    Raises RowTooLong if the row does not fit.
+    """
+    count, queries = 1 + len(next_turns), config.num_image_tokens
+    query_ids = tokenizer.image_ids[:queries]
+    row = _Row(position_offset)
+    row.add([tokenizer.bos])
+    for turn, ids in enumerate((first_turn, *next_turns)):
+        learn = turn == count - 1 if config.supervise == "last" else turn > 0 or config.supervise_first
+        if learn and len(ids):
+            row.predict_from_last(ids[0])
+        start = len(row)
+        row.add(ids)
+        row.add([tokenizer.boi])
+        if learn:
+            row.predict_inside(start)
+        slot = turn * queries
+        if config.supervise == "all" and learn:
+            row.add(query_ids, block=turn + 1, target_slot=slot)
+            row.next_position -= queries
+            row.add(query_ids, image_slot=slot)
+        elif learn:
+            row.add(query_ids, target_slot=slot)
+        else:
+            row.add(query_ids, image_slot=slot)
+        row.add([tokenizer.eoi])
+    if config.closes(ends_story):
+        row.predict_from_last(tokenizer.eos)
+        row.add([tokenizer.eos])
+    if len(row) > config.max_tokens:
+        raise RowTooLong(f"a row of {count} turns has {len(row)} tokens, more than max_tokens {config.max_tokens}")
+    if count > config.max_images:
+        raise RowTooLong(f"a row of {count} turns has more images than max_images {config.max_images}")
+    empty = {"ids": tokenizer.pad, "labels": IGNORE, "position": 0, "generated_block": 0}
+    arrays = {}
+    for name, values in row.fields.items():
+        arrays[name] = np.full(config.max_tokens, empty.get(name, -1), np.int32)
+        arrays[name][: len(row)] = values
+    arrays["segment"] = (np.arange(config.max_tokens) < len(row)).astype(np.int32)
+    arrays["image_valid"] = np.arange(config.max_images) < count
+    return arrays
+
+
+def row_length(turns: Sequence[int], config: SequenceConfig, *, ends_story: bool = False) -> int:
+    """Tokens of the row that `story_row` writes of turns with so many tokens each."""
+    queries = config.num_image_tokens
+    total = 1 + sum(turns) + len(turns) * (queries + 2) + config.closes(ends_story)
+    if config.supervise == "all":
+        total += queries * (len(turns) - 1 + config.supervise_first)
+    return total
+
+
+def pack_rows(rows: Sequence[Mapping[str, np.ndarray]], config: SequenceConfig) -> dict[str, np.ndarray]:
+    """Several rows in one: each a segment of its own that sees nothing of the others; positions stay.
+
+    Fields that go with images ([max_images ...]: features, pictures) follow them; what is one number a row is left out.
+
+    Raises RowTooLong if they do not fit together.
+    """
+    packed: dict[str, list[np.ndarray]] = {}
+    images = 0
+    for number, row in enumerate(rows):
+        length = int((row["segment"] > 0).sum())
+        for name in TOKEN_FIELDS:
+            part = row[name][:length].copy()
+            if name == "segment":
+                part[:] = number + 1
+            elif name == "generated_block":
+                part[part > 0] += images
+            elif name in ("image_slot", "target_slot"):
+                part[part >= 0] += images * config.num_image_tokens
+            packed.setdefault(name, []).append(part)
+        images += int(row["image_valid"].sum())
+    total = sum(map(len, packed["ids"]))
+    if total > config.max_tokens or images > config.max_images:
+        raise RowTooLong(
+            f"{len(rows)} rows need {total} tokens and {images} images, more than "
+            f"max_tokens {config.max_tokens} or max_images {config.max_images}"
+        )
+    empty = {"labels": IGNORE, "image_slot": -1, "target_slot": -1}
+    arrays = {}
+    for name, parts in packed.items():
+        arrays[name] = np.full(config.max_tokens, empty.get(name, 0), np.int32)
+        arrays[name][:total] = np.concatenate(parts)
+    arrays["image_valid"] = np.arange(config.max_images) < images
+    for name in rows[0]:
+        if name not in arrays and np.ndim(rows[0][name]):
+            parts = [row[name][row["image_valid"]] for row in rows]
+            arrays[name] = np.zeros((config.max_images, *parts[0].shape[1:]), parts[0].dtype)
+            arrays[name][:images] = np.concatenate(parts)
+    return arrays
+
+
+def choose_turns(
+    rng: np.random.Generator, length: int, max_turns: int, *, mode: str = "window", min_turns: int = 2
+) -> list[int]:
+    """Which turns of a story of `length` a row shows.
+
+    "whole": the first max_turns; "prefix": the beginning, of random length (the published draw); "window": max_turns
+    in a row from anywhere; "opening": the first turn, then max_turns - 1 in a row from anywhere behind it, so that what
+    the opening says must be remembered over a gap, as under a sink policy.
+    """
+    most = min(max_turns, length)
+    if mode == "whole":
+        return list(range(most))
+    if mode == "prefix":
+        least = min(min_turns, most)
+        return list(range(int(rng.integers(least, most + 1))))
+    if mode == "window":
+        start = int(rng.integers(0, length - most + 1))
+        return list(range(start, start + most))
+    if mode == "opening":
+        start = int(rng.integers(1, length - most + 2)) if most > 1 else 1
+        return [0, *range(start, start + most - 1)]
+    raise ValueError(f"unknown choice of turns {mode!r}: choose whole, prefix, window or opening")
+
+
+# The published row.
+
+
+@dataclass(frozen=True)
+class ReleasedRow:
+    """A training sample in the published layout: labels in place, not shifted."""
+
+    ids: np.ndarray  # int32[max_length]
+    labels: np.ndarray
+    attention_mask: np.ndarray
+    ids_cmp_mask: np.ndarray  # image tokens that the input resampler replaces
+    ids_gen_mask: np.ndarray  # image tokens whose hidden states are regressed
+    embeds_cmp_mask: np.ndarray  # bool[images]
+    embeds_gen_mask: np.ndarray
+    text: str
+
+
+def released_row(
+    tokenizer: StoryTokenizer, captions: Sequence[str], *, num_image_tokens: int, max_length: int
+) -> ReleasedRow | None:
+    """The published row of a story's turns; None if it has max_length tokens or more (never cut).
+
+    Instruction and response are tokenised apart, as the published code does.
+    """
+    image = tokenizer.image_text(num_image_tokens)
+    instruction = captions[0] + image + "".join(f"[INST]{caption}{image}" for caption in captions[1:-1])
+    response = f"[INST]{captions[-1]}{image}"
+    before = [tokenizer.bos, *tokenizer.encode(instruction)]
+    last = tokenizer.encode(response)
+    ids = [*before, *last, tokenizer.eos]
+    if len(ids) >= max_length:
+        return None
+    labels = [IGNORE] * len(before) + last + [tokenizer.eos]
+    for place in range(len(ids) - 2 - num_image_tokens, len(ids) - 1):  # the last image and its </img>
+        labels[place] = IGNORE
+    arrays = {name: np.full(max_length, fill, np.int32) for name, fill in (("ids", tokenizer.pad), ("labels", IGNORE))}
+    arrays["ids"][: len(ids)] = ids
+    arrays["labels"][: len(ids)] = labels
+    places = np.arange(max_length)
+    image_tokens = np.isin(arrays["ids"], tokenizer.image_ids) & (places < len(ids))
+    images = np.arange(len(captions))
+    return ReleasedRow(
+        **arrays,
+        attention_mask=(places < len(ids)).astype(np.int32),
+        ids_cmp_mask=image_tokens & (places < len(before)),
+        ids_gen_mask=image_tokens & (places >= len(before)),
+        embeds_cmp_mask=images < len(captions) - 1,
+        embeds_gen_mask=images == len(captions) - 1,
+        text=instruction + response,
+    )
+
+
+def check_tokens(config: SequenceConfig, tokenizer: StoryTokenizer) -> None:
+    """Raise UserError if the tokenizer has fewer image tokens than the config wants."""
+    if config.num_image_tokens > len(tokenizer.image_ids):
+        raise UserError(
+            f"{config.num_image_tokens} image tokens are configured, the tokenizer has {len(tokenizer.image_ids)}: "
+            "lower the input resampler's grid_size"
+        )

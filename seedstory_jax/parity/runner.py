@@ -1,0 +1,232 @@
+"""Parity with the published code: runs every fixture of a folder and compares every array.
+
+    python -m seedstory_jax.parity DIR [--json]
+
+A fixture is a folder named after its kind, with `config.json`, `weights.safetensors`, `inputs.npz` and `outputs.npz`
+(numbers of the original PyTorch code). The module is built from the config, its weights come in through the same
+tables as real checkpoints do; the run is in float32 at the highest matmul precision. Exit code 1 if anything is off.
+"""
+
+import importlib
+import importlib.util
+import json
+import math
+import re
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from seedstory_jax.errors import UserError
+
+MODULE_TOLERANCE = 1e-4  # relative, by norm
+# (kind, array name) -> another tolerance, the first that matches both.
+TOLERANCES = (
+    ("schedulers", ".*", 1e-6),
+    ("sdxl_adapter", r"gen:(image|decoded_before_clamp|latents_after_step)", 1e-3),  # six guided steps, guidance 7.5
+)
+# Of the sink script only the intended rule counts; its broken arithmetic is kept as documentation.
+COMPARED = {"sink_indices": r".*:(nominal_kept|recomputed_window)"}
+OWNERS = ("vision", "llm", "sdxl", "generation", "data")
+
+Run = Callable[[Path, Mapping[str, Any], Mapping[str, np.ndarray], Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class ArrayResult:
+    """One compared array; an integer or boolean one must be equal (tolerance 0)."""
+
+    max_abs: float
+    max_rel: float
+    tolerance: float
+    ok: bool
+
+
+@dataclass(frozen=True)
+class FixtureResult:
+    """One fixture; `error` says why nothing could be compared."""
+
+    name: str
+    arrays: Mapping[str, ArrayResult] = field(default_factory=dict)
+    seconds: float = 0.0
+    error: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether every array is within its tolerance, and there was one."""
+        return not self.error and bool(self.arrays) and all(array.ok for array in self.arrays.values())
+
+    @property
+    def max_abs(self) -> float:
+        """Largest absolute difference."""
+        return max((array.max_abs for array in self.arrays.values()), default=math.inf)
+
+    @property
+    def max_rel(self) -> float:
+        """Largest relative difference by norm, over the arrays."""
+        return max((array.max_rel for array in self.arrays.values()), default=math.inf)
+
+    @property
+    def tolerance(self) -> float:
+        """The widest tolerance of its arrays."""
+        return max((array.tolerance for array in self.arrays.values()), default=0.0)
+
+    def as_json(self) -> dict[str, Any]:
+        """Numbers that JSON knows; what is not finite becomes null."""
+        record = {
+            "name": self.name,
+            "ok": self.ok,
+            "max_abs": _finite(self.max_abs),
+            "max_rel": _finite(self.max_rel),
+            "tolerance": self.tolerance,
+            "arrays": {
+                name: {
+                    "ok": array.ok,
+                    "max_abs": _finite(array.max_abs),
+                    "max_rel": _finite(array.max_rel),
+                    "tolerance": array.tolerance,
+                }
+                for name, array in self.arrays.items()
+            },
+            "seconds": round(self.seconds, 3),
+        }
+        return {**record, "error": self.error} if self.error else record
+
+
+def _finite(x: float) -> float | None:
+    return x if math.isfinite(x) else None
+
+
+def compare(ours: np.ndarray, reference: np.ndarray, tolerance: float) -> ArrayResult:
+    """Relative difference ||ours - reference|| / ||reference|| (the absolute one where the reference is all zero)."""
+    ours = np.asarray(ours)
+    exact = reference.dtype.kind in "iub"
+    tolerance = 0.0 if exact else tolerance
+    if ours.shape != reference.shape:
+        return ArrayResult(math.inf, math.inf, tolerance, False)
+    difference = ours.astype(np.float64) - reference.astype(np.float64)
+    if not np.isfinite(difference).all():
+        return ArrayResult(math.inf, math.inf, tolerance, False)
+    largest = float(np.abs(difference).max(initial=0.0))
+    norm = float(np.linalg.norm(reference.astype(np.float64)))
+    relative = float(np.linalg.norm(difference)) / norm if norm else largest
+    return ArrayResult(largest, relative, tolerance, relative <= tolerance)
+
+
+def tolerance_of(kind: str, array: str) -> float:
+    """Relative tolerance of one array of a kind of fixture."""
+    for of_kind, pattern, tolerance in TOLERANCES:
+        if of_kind == kind and re.fullmatch(pattern, array):
+            return tolerance
+    return MODULE_TOLERANCE
+
+
+def known_kinds() -> dict[str, Run]:
+    """Every kind of fixture and what runs it."""
+    kinds: dict[str, Run] = {}
+    for owner in OWNERS:
+        name = f"seedstory_jax.parity.{owner}"
+        if importlib.util.find_spec(name) is not None:
+            kinds.update(importlib.import_module(name).KINDS)
+    return kinds
+
+
+def run_fixture(folder: Path, kinds: Mapping[str, Run]) -> FixtureResult:
+    """Runs and compares one fixture, once for every `weights*.safetensors` that it has (other spellings of the names).
+
+    Raises UserError for an unknown kind or a missing or broken file.
+    """
+    from safetensors.numpy import load_file
+
+    kind = folder.name
+    if kind not in kinds:
+        raise UserError(f"{folder}: unknown kind of fixture {kind!r}; known: {', '.join(sorted(kinds))}")
+    started = time.perf_counter()
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        inputs = _arrays(folder / "inputs.npz") if (folder / "inputs.npz").exists() else {}
+        outputs = _arrays(folder / "outputs.npz")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: cannot be read: {error}") from error
+    wanted = [name for name in outputs if re.fullmatch(COMPARED.get(kind, ".*"), name)]
+    results = {}
+    for file in sorted(folder.glob("weights*.safetensors")) or [None]:
+        suffix = f"@{file.stem}" if file is not None and file.stem != "weights" else ""
+        ours = kinds[kind](folder, config, inputs, load_file(file) if file else {})
+        for name in wanted:
+            if name not in ours:
+                raise UserError(f"{folder}: the run gave no array {name!r}")
+            results[name + suffix] = compare(ours[name], outputs[name], tolerance_of(kind, name))
+    return FixtureResult(kind, results, time.perf_counter() - started)
+
+
+def _arrays(file: Path) -> dict[str, np.ndarray]:
+    with np.load(file, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def run_all(directory: Path, kinds: Mapping[str, Run], *, show_traceback: bool = False) -> Iterator[FixtureResult]:
+    """Results of every folder in `directory` (or of `directory` itself, if it is a fixture), in alphabetical order.
+
+    What goes wrong in one fixture is its result, and the others still run. Raises UserError if there is no fixture.
+    """
+    if not directory.is_dir():
+        raise UserError(f"no folder {str(directory)!r}; give the folder that holds the fixtures")
+    folders = sorted(path for path in directory.iterdir() if path.is_dir())
+    if (directory / "config.json").is_file():
+        folders = [directory]
+    if not folders:
+        raise UserError(f"{str(directory)!r} holds no fixture folder")
+    for folder in folders:
+        try:
+            with jax.default_matmul_precision("highest"):
+                yield run_fixture(folder, kinds)
+        except Exception as error:
+            if show_traceback:
+                traceback.print_exc()
+            yield FixtureResult(folder.name, error=f"{type(error).__name__}: {error}")
+
+
+HEADER = f"{'fixture':<22}{'arrays':>7}{'max abs':>11}{'max rel':>11}{'tolerance':>11}{'seconds':>9}  result"
+
+
+def table_row(result: FixtureResult) -> str:
+    """One line of the table, and below it each array that is off."""
+    if result.error:
+        return f"{result.name:<22}{'':>49}  ERROR {result.error}"
+    exact = f"{result.tolerance:>11.0e}" if result.tolerance else f"{'exact':>11}"
+    lines = [
+        f"{result.name:<22}{len(result.arrays):>7}{result.max_abs:>11.1e}{result.max_rel:>11.1e}"
+        f"{exact}{result.seconds:>9.1f}  {'ok' if result.ok else 'OFF'}"
+    ]
+    for name, array in result.arrays.items():
+        if not array.ok:
+            lines.append(f"    {name}: max abs {array.max_abs:.2e}, rel {array.max_rel:.2e} > {array.tolerance:.0e}")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command; returns the exit code."""
+    from seedstory_jax.cli import Parser
+
+    parser = Parser(prog="python -m seedstory_jax.parity", description=__doc__)
+    parser.add_argument("directory", type=Path, metavar="DIR", help="folder of fixtures, or one fixture")
+    parser.add_argument("--json", action="store_true", help="print the results as one JSON list")
+    parser.add_argument("--traceback", action="store_true", help="show where a failing run broke")
+    flags, _ = parser.parse_strictly(argv)
+
+    results = []
+    if not flags.json:
+        print(HEADER)
+    for result in run_all(flags.directory, known_kinds(), show_traceback=flags.traceback):
+        results.append(result)
+        if not flags.json:
+            print(table_row(result), flush=True)
+    if flags.json:
+        print(json.dumps([result.as_json() for result in results], indent=1))
+    return 0 if all(result.ok for result in results) else 1

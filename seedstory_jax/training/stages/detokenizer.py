@@ -1,0 +1,163 @@
+"""Stage 1, `detokenizer`: features of true pictures back to pixels (SEED-Story, section 3.2, "Stage 1")."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seedstory_jax.checkpoints.parts import build, trainable_names
+from seedstory_jax.config import Config
+from seedstory_jax.data.pipeline import NOTE
+from seedstory_jax.distributed import on_this_process
+from seedstory_jax.errors import UserError
+from seedstory_jax.features.cache import Rows
+from seedstory_jax.features.run_data import RunData
+from seedstory_jax.generation.render import RenderConfig, Renderer, zero_image_features
+from seedstory_jax.models.parameters import Parameters
+from seedstory_jax.models.sdxl.detokenizer import denoising_loss, training_time_ids
+from seedstory_jax.models.sdxl.vae import sample_latents
+from seedstory_jax.training.flops import detokenizer_step_flops
+from seedstory_jax.training.loop import ALL_ROWS, Metrics, Stage
+from seedstory_jax.training.metrics import StepSize
+from seedstory_jax.training.preview_images import write_grid
+from seedstory_jax.training.validation import HeldOut
+
+PREVIEW_PICTURES = 8
+
+
+def detokenizer_stage(config: Config, run_data: RunData, parameters: Parameters) -> Stage:
+    """The UNet and perceiver on the frozen ViT's features and the frozen VAE's latents."""
+    stage = config.detokenizer
+    features = run_data.rows("crop", parameters)
+    moments = run_data.rows("moments", parameters)
+    carried = {"features": features, "moments": moments}
+    own = {name: value for name, value in parameters.items() if name.startswith("detokenizer.")}
+
+    def loss(parameters, batch, key):
+        read = {name: rows.values(parameters, batch[name]) for name, rows in carried.items()}
+        return detokenizer_loss(config, parameters, {**batch, **read}, key)
+
+    count = int(run_data.train.offsets[-1])
+    batch = PictureBatches(count, stage.batch_size, config.seed, carried, config.data.max_bad)
+    shown = np.arange(PREVIEW_PICTURES) * (count // PREVIEW_PICTURES)
+
+    def preview(trained: Parameters, step: int, folder: Path) -> None:
+        seen = features.host_values(features.read(shown))
+        drawn = draw_pictures(config, {**parameters, **trained}, seen)
+        write_grid(folder, step, [run_data.train.read(shown, run_data.pixel_transform), drawn])
+
+    held_out = None
+    if stage.eval_every:
+        source = run_data.held_out
+        unseen = {name: run_data.rows(rows.encoder.kind, parameters, source) for name, rows in batch.rows.items()}
+        unseen = dataclasses.replace(batch, count=int(source.offsets[-1]), rows=unseen)
+        held_out = HeldOut(loss, unseen, stage.eval_batches)
+
+    return Stage(
+        name="detokenizer",
+        config=stage,
+        optimizer=stage.optimizer,
+        steps=stage.steps,
+        parameters={**own, **features.weights, **moments.weights},
+        trainable=trainable_names("detokenizer", stage.trainable),
+        loss=loss,
+        batch=batch,
+        batch_size=stage.batch_size,
+        preview=preview,
+        held_out=held_out,
+        size=StepSize(images=stage.batch_size, flops=detokenizer_step_flops(config, stage)),
+        max_bad=config.data.max_bad,
+        facts={"base": config.model.base},
+    )
+
+
+def detokenizer_loss(
+    config: Config, parameters: Parameters, batch: Mapping[str, jax.Array], key: jax.Array
+) -> tuple[jax.Array, Metrics]:
+    """The stage's loss on features [b q d] and the pictures' moments [b h w 2 c]."""
+    noise_key, latent_key = jax.random.split(key)
+    latents = draw_latents(config, batch["moments"], latent_key)
+    detokenizer = build(config.model, "detokenizer", parameters)
+    size = config.model.image_size
+    time_ids = jnp.asarray(np.tile(training_time_ids(size, size, 0, 0, size), (len(latents), 1)))
+    value = denoising_loss(detokenizer, latents, batch["features"], time_ids, noise_key, config.model.scheduler)
+    return value, {"denoising_loss": value}
+
+
+@dataclass(frozen=True)
+class PictureBatches:
+    """step -> what `rows` read of `size` of `count` pictures; one that cannot be read is replaced by another draw."""
+
+    count: int
+    size: int
+    seed: int
+    rows: Mapping[str, Rows]
+    max_bad: int
+
+    def __call__(self, step: int, here: Any = ALL_ROWS) -> dict[str, np.ndarray]:
+        """The batch of one step, or those of its rows that are wanted."""
+        chosen = np.sort(np.random.default_rng([self.seed, 1, step]).integers(self.count, size=self.size))[here]
+        unreadable = np.full(len(chosen), "", NOTE)
+        try:
+            read = {name: rows.read(chosen) for name, rows in self.rows.items()}
+        except (UserError, OSError):  # one of them: which?
+            numbers = np.arange(self.size)[here].tolist()
+            found = [self._readable(place, [self.seed, 2, step, row]) for place, row in zip(chosen.tolist(), numbers)]
+            unreadable = np.array([note for _, note in found], NOTE)
+            read = {name: np.stack([row[name] for row, _ in found]) for name in self.rows}
+        return {**read, "unreadable": unreadable}
+
+    def _readable(self, place: int, seed: list[int]) -> tuple[dict[str, np.ndarray], str]:
+        rng, note = np.random.default_rng(seed), ""
+        for _ in range(1 + self.max_bad):
+            try:
+                return {name: rows.read(np.asarray(place)) for name, rows in self.rows.items()}, note
+            except (UserError, OSError) as error:
+                note, place = str(error), int(rng.integers(self.count))
+        raise UserError(f"no readable picture in {1 + self.max_bad} draws; the last: {note}")
+
+
+def draw_latents(config: Config, moments: jax.Array, key: jax.Array) -> jax.Array:
+    """Latents as the UNet sees them, drawn anew from the cached moments [b h w 2 c]."""
+    mean, logvar = jax.numpy.split(moments, 2, axis=-1)
+    drawn = sample_latents(mean, logvar, jax.random.normal(key, mean.shape))
+    return drawn * config.model.vae.scaling_factor
+
+
+def draw_pictures(config: Config, parameters: Mapping[str, Any], features: np.ndarray) -> np.ndarray:
+    """uint8 [n h w 3] of features [n q d], as sampling draws them."""
+    return make_renderer(config, parameters, batch_size=len(features)).draw(
+        features, np.zeros(len(features), np.int32), np.arange(len(features))
+    )
+
+
+def make_renderer(config: Config, parameters: Mapping[str, Any], *, batch_size: int | None = None) -> Renderer:
+    """The renderer of a model's parts (vit, vae, detokenizer) with the config's sampling defaults."""
+    model, sample = config.model, config.sample
+    ours = {name: value for name, value in parameters.items() if not name.startswith("story.")}
+    parameters = {name: on_this_process(value) for name, value in ours.items()}
+    negative = None
+    if sample.guidance != 1.0:
+        vit = {name: value for name, value in parameters.items() if name.startswith("vit.")}
+        negative = jax.jit(lambda p: zero_image_features(build(model, "vit", p), model.vit.image_size))(vit)
+    frames = batch_size or sample.batch_size
+    return Renderer(
+        build(model, "detokenizer", parameters),
+        build(model, "vae", parameters),
+        negative,
+        RenderConfig(
+            height=model.image_size,
+            width=model.image_size,
+            steps=sample.steps,
+            guidance=sample.guidance,
+            batch_size=frames,
+            decode_batch=frames if model.image_size <= 128 else 1,
+            scheduler=model.scheduler,
+        ),
+        jax.local_devices(),
+    )

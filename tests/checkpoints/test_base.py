@@ -1,0 +1,34 @@
+"""Another run's workdir as the base: what it trained is taken over, what it has not starts fresh."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from seedstory_jax.checkpoints.parts import load_parameters
+from seedstory_jax.errors import UserError
+from seedstory_jax.models.lora import LoRAConfig
+
+
+def with_llama(model, base, **changes):
+    llama = dataclasses.replace(model.story.llama, **changes)
+    return dataclasses.replace(model, base=str(base), story=dataclasses.replace(model.story, llama=llama))
+
+
+def test_lora_over_another_run(micro, trained_workdir, tmp_path):
+    own = load_parameters(micro.model, ("story",), trained_workdir, seed=micro.seed)
+    found = load_parameters(with_llama(micro.model, trained_workdir, lora=LoRAConfig(2)), ("story",), tmp_path, seed=5)
+    for name, value in own.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    fresh = found.keys() - own.keys()
+    assert len(fresh) == 14 and all(".lora_" in name for name in fresh)
+    assert all(not np.asarray(found[name]).any() for name in fresh if name.endswith("lora_b"))
+
+
+def test_a_base_of_another_size_or_without_the_part(micro, trained_workdir, tmp_path):
+    with pytest.raises(UserError, match=r"sizes must be those of the base"):
+        load_parameters(with_llama(micro.model, trained_workdir, intermediate_size=48), ("story",), tmp_path, seed=0)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text((trained_workdir / "config.json").read_text())
+    with pytest.raises(UserError, match=r"holds no checkpoint yet"):
+        load_parameters(dataclasses.replace(micro.model, base=str(tmp_path / "run")), ("vit",), tmp_path, seed=0)

@@ -1,0 +1,72 @@
+import json
+
+import pytest
+
+from seedstory_jax.data.text_tokenizer import StoryTokenizer, toy_tokenizer, train_tokenizer
+from seedstory_jax.errors import UserError
+from seedstory_jax.toy.world import toy_captions
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return toy_tokenizer(tmp_path_factory.mktemp("toy") / "tokenizer")
+
+
+def test_round_trip(tokenizer):
+    for caption in toy_captions(seed=7, stories=20):
+        ids = tokenizer.encode(caption)
+        assert tokenizer.decode(ids) == caption
+        assert len(ids) <= 32  # a word or a mark each
+
+
+@pytest.mark.parametrize("text", ["Zebra, what's up? (42 ok)", "A/B; c-d: \"e\" 'f'."])
+def test_round_trip_of_other_words(tokenizer, text):
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_special_tokens(tokenizer):
+    special = [tokenizer.bos, tokenizer.eos, tokenizer.unk, tokenizer.pad, tokenizer.boi, tokenizer.eoi]
+    assert len({*special, *tokenizer.image_ids, *tokenizer.inst_ids}) == 6 + 64 + 1
+    text = tokenizer.image_text(3)
+    assert tokenizer.encode(text) == [tokenizer.boi, *tokenizer.image_ids[:3], tokenizer.eoi]
+    assert tokenizer.next_turn("The monkey") == tokenizer.inst_ids + tokenizer.encode("The monkey")
+    ids = tokenizer.encode("The monkey waves", add_special=True)
+    assert ids[0] == tokenizer.bos and ids[-1] == tokenizer.eos
+    assert tokenizer.decode([*ids, *tokenizer.image_ids], skip_special=True) == "The monkey waves"
+    assert tokenizer.encode("ж")[-1] == tokenizer.unk
+    assert tokenizer.encode("") == []
+    with pytest.raises(UserError, match="marks a story's structure"):
+        tokenizer.refuse_markup("look <img> here")
+
+
+def test_opens_as_a_hugging_face_folder(tokenizer):
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(str(tokenizer.folder))
+    caption = toy_captions(stories=1)[0]
+    assert theirs.encode(caption, add_special_tokens=False) == tokenizer.encode(caption)
+    assert theirs.bos_token_id == tokenizer.bos and theirs.pad_token_id == tokenizer.pad
+    assert len(theirs) == len(tokenizer)
+
+
+def test_reference_cases(fixtures_dir):
+    folder = fixtures_dir / "story_sample"
+    tokenizer = StoryTokenizer(folder / "tokenizer")
+    expected = json.loads((folder / "outputs_text.json").read_text())
+    assert tokenizer.vocab_size == expected["vocab_size"]
+    for case in expected["tokenizer_cases"]:
+        assert tokenizer.encode(case["text"]) == case["ids"]
+        assert tokenizer.decode(case["ids"]) == case["decoded"]
+
+
+def test_refusals(tmp_path):
+    with pytest.raises(UserError, match="holds no tokenizer"):
+        StoryTokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        StoryTokenizer(tmp_path)
+    tokenizer = train_tokenizer(["a b c"] * 3, tmp_path / "own")
+    data = json.loads((tokenizer.folder / "tokenizer.json").read_text())
+    data["added_tokens"] = [token for token in data["added_tokens"] if token["content"] != "<img_00063>"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    with pytest.raises(UserError, match="no token '<img_00063>'"):
+        StoryTokenizer(tmp_path)

@@ -1,0 +1,55 @@
+from dataclasses import replace
+
+import jax
+import pytest
+
+from seedstory_jax.generation import decode
+from seedstory_jax.generation.aot import lower_programs
+from seedstory_jax.generation.flops import buffer_bytes, sequence_cost
+from seedstory_jax.generation.policies import Dense, MultimodalSink, Window, WindowRecompute
+from seedstory_jax.models.llama import LlamaConfig
+from seedstory_jax.models.parameters import abstract_parameters
+from seedstory_jax.models.resampler import ResamplerConfig
+from seedstory_jax.models.story_mllm import StoryMLLM, StoryMLLMConfig
+
+WIDE = StoryMLLMConfig(
+    llama=LlamaConfig(
+        vocab_size=256, hidden_size=128, intermediate_size=256, num_layers=2, num_heads=4, num_kv_heads=4, lora=None,
+        unroll=True,
+    ),
+    input_resampler=ResamplerConfig(grid_size=4, embed_dim=128, num_heads=4, kv_dim=128),
+    output_resampler=ResamplerConfig(grid_size=8, embed_dim=128, num_heads=4, kv_dim=128),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["draw_image", "read_image"])
+def test_counted_as_xla_counts_unrolled_layers(name):
+    module_def, parameters = abstract_parameters(lambda rngs: StoryMLLM(WIDE, rngs=rngs))
+    image = tuple(range(200, 216))
+    tokens = decode.SpecialTokens(bos=1, eos=2, boi=3, eoi=4, image=image, barred=(*image, 4))
+    shape = decode.Shape(module_def, WIDE, tokens, "slot", max_text_tokens=14)
+    calls = lower_programs(shape, parameters, Window(window=2), batch=1, slots=128, dtype="float32")
+    analysis = calls[name]().compile().cost_analysis()
+    counted = getattr(sequence_cost(WIDE, Window(window=2), sequences=9, text_tokens=14, max_text_tokens=14), name)
+    assert counted <= analysis["flops"] < 1.1 * counted
+
+
+def test_the_papers_setting_at_full_size():
+    """LLaMA-2-7B, captions of 40 tokens, 50 sequences: reading the window again costs several times as much."""
+    config = StoryMLLMConfig()
+    config = replace(config, llama=replace(config.llama, lora=None))
+
+    def total(policy):
+        return sequence_cost(config, policy, sequences=50, text_tokens=40, max_text_tokens=40).total
+
+    assert total(WindowRecompute()) / total(MultimodalSink()) == pytest.approx(5.33, abs=0.05)
+    assert total(MultimodalSink()) / total(Window()) == pytest.approx(1.04, abs=0.01)
+    assert total(Dense()) > total(MultimodalSink())
+    assert buffer_bytes(config.llama, 1, 2048, "bfloat16") == 2**30
+
+
+def test_decoding_choices_are_counted():
+    cost = sequence_cost(WIDE, Window(window=2), sequences=9, text_tokens=14, max_text_tokens=14)
+    longer = sequence_cost(WIDE, Window(window=2), sequences=9, text_tokens=7, max_text_tokens=14)
+    assert jax.tree.leaves([cost.draw_image, cost.read_image]) == [longer.draw_image, longer.read_image]
+    assert 1.8 < cost.write_text / longer.write_text < 2

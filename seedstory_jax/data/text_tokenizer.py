@@ -26,8 +26,8 @@ class StoryTokenizer:
     """A tokenizer folder with what a story needs of it.
 
     bos, eos, unk, pad, boi, eoi: token ids (pad falls back to eos, as the published tokenizer has none);
-    image_ids: the query tokens' ids in order, as many as it has; inst_ids: what `[INST]` becomes on its own (one id in the toy's
-    tokenizer, several pieces in LLaMA's).
+    image_ids: the query tokens' ids in order, as many as it has; inst_ids: what `[INST]` becomes on its own (one id in
+    the toy's tokenizer, several pieces in LLaMA's).
     """
 
     def __init__(self, folder: Path | str):
@@ -49,9 +49,7 @@ class StoryTokenizer:
     def _id(self, token: str) -> int:
         number = self._tokenizer.token_to_id(token)
         if number is None:
-            raise UserError(
-                f"the tokenizer in {self.folder} has no token {token!r}; a story needs it"
-            )
+            raise UserError(f"the tokenizer in {self.folder} has no token {token!r}; a story needs it")
         return number
 
     def __len__(self) -> int:

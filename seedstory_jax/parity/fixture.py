@@ -59,5 +59,5 @@ def _unreadable(folder: Path, error: Exception) -> UserError:
 
 
 def _arrays(file: Path) -> dict[str, np.ndarray]:
-    with np.load(file, allow_pickle=False) as arrays:
+    with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
         return dict(arrays)

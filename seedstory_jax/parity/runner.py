@@ -124,12 +124,12 @@ def tolerance_of(kind: str, array: str) -> float:
     return MODULE_TOLERANCE
 
 
-def run_fixture(folder: Path, kinds: Mapping[str, Run] = KINDS) -> FixtureResult:
+def run_fixture(folder: Path, kinds: Mapping[str, Run] | None = None) -> FixtureResult:
     """Runs and compares one fixture, once for every `weights*.safetensors` that it has (other spellings of the names).
 
     Raises UserError for an unknown kind, a file that cannot be read, or an array that our run does not give.
     """
-    kind = folder.name
+    kind, kinds = folder.name, KINDS if kinds is None else kinds
     if kind not in kinds:
         raise UserError(f"{folder}: unknown kind of fixture {kind!r}; known: {', '.join(sorted(kinds))}")
     started = time.perf_counter()
@@ -147,7 +147,7 @@ def run_fixture(folder: Path, kinds: Mapping[str, Run] = KINDS) -> FixtureResult
 
 
 def run_all(
-    directory: Path, kinds: Mapping[str, Run] = KINDS, *, show_traceback: bool = False
+    directory: Path, kinds: Mapping[str, Run] | None = None, *, show_traceback: bool = False
 ) -> Iterator[FixtureResult]:
     """Results of every folder in `directory` (or of `directory` itself, if it is a fixture), in alphabetical order.
 

@@ -15,23 +15,13 @@ _compiled = tempfile.TemporaryDirectory(prefix="compiled-")
 os.environ.update(JAX_COMPILATION_CACHE_DIR=_compiled.name, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.3")
 
 ROOT = Path(__file__).resolve().parent.parent
-SHARED_FIXTURES = ROOT.parent / "shared" / "fixtures"
-OWN_FIXTURES = ROOT / "tests" / "data" / "fixtures"
-
-
-class Fixtures:
-    """Folders of reference numbers by kind: the full set beside the repository, else the small copy inside it."""
-
-    def __truediv__(self, kind: str) -> Path:
-        for root in (SHARED_FIXTURES, OWN_FIXTURES):
-            if (root / kind).is_dir():
-                return root / kind
-        pytest.skip(f"fixture {kind} is too large for the repository and is not beside it")
+FIXTURES = ROOT / "tests" / "data" / "fixtures"
 
 
 @pytest.fixture(scope="session")
-def fixtures_dir() -> Fixtures:
-    return Fixtures()
+def fixtures_dir() -> Path:
+    """Reference numbers of the original code, a folder a kind."""
+    return FIXTURES
 
 
 # A micro model: the toy's classes, smaller still. Imports stay inside, after the environment is set.

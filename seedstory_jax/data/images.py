@@ -22,7 +22,7 @@ CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 MAX_PIXELS = 64_000_000
 MIN_SIDE = 128
-MIN_ASPECT, MAX_ASPECT = 0.2, 5.0
+MIN_ASPECT = 0.2  # and its inverse
 
 FORMATS = (
     "JPEG",
@@ -111,18 +111,6 @@ def crop_offset(length: int, size: int) -> int:
     return round((length - size) / 2)
 
 
-def time_ids(width: int, height: int, size: int, *, released: bool = False) -> np.ndarray:
-    """SD-XL's six size numbers of a training picture, int32[6]: height, width, crop top, crop left, size, size.
-
-    `released=True` puts the crop offset on the other axis, as the published code does.
-    """
-    new_width, new_height = short_side_to(width, height, size)
-    top, left = crop_offset(new_height, size), crop_offset(new_width, size)
-    if released:
-        top, left = left, top
-    return np.array([height, width, top, left, size, size], np.int32)
-
-
 def open_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Open and decode a picture file, RGB. An alpha channel is dropped, not blended.
 
@@ -165,13 +153,13 @@ def _decode(data: bytes, name: object, max_pixels: int) -> Image.Image:
         return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def shape_fault(width: int, height: int) -> str | None:
+def shape_fault(width: int, height: int, *, min_side: int = MIN_SIDE, min_aspect: float = MIN_ASPECT) -> str | None:
     """Why a picture is not fit for training (side < 128, ratio outside [.2, 5]), or None."""
-    if min(width, height) < MIN_SIDE:
-        return f"{width} x {height}: a side is shorter than {MIN_SIDE}"
-    ratio = width / height
-    if not MIN_ASPECT <= ratio <= MAX_ASPECT:
-        return f"{width} x {height}: the ratio {ratio:.2f} is outside [{MIN_ASPECT}, {MAX_ASPECT}]"
+    if min(width, height) < min_side:
+        return f"{width} x {height}: a side is shorter than {min_side}"
+    ratio, max_aspect = width / height, 1 / min_aspect
+    if not min_aspect <= ratio <= max_aspect:
+        return f"{width} x {height}: the ratio {ratio:.2f} is outside [{min_aspect}, {max_aspect}]"
     return None
 
 

@@ -16,7 +16,14 @@ import numpy as np
 
 from seedstory_jax.data.storystream import Story, StoryDataset
 from seedstory_jax.data.text_tokenizer import StoryTokenizer
-from seedstory_jax.data.token_rows import SequenceConfig, choose_turns, encode_turns, row_length, story_row
+from seedstory_jax.data.token_rows import (
+    SequenceConfig,
+    check_tokens,
+    choose_turns,
+    encode_turns,
+    row_length,
+    story_row,
+)
 from seedstory_jax.errors import UserError
 
 Row = dict[str, np.ndarray]
@@ -139,6 +146,8 @@ class ExampleSource:
         *,
         max_bad: int = MAX_SUBSTITUTES,
     ):
+        """Raises UserError if the tokenizer has fewer image tokens than a row shows."""
+        check_tokens(config, tokenizer)
         self.stories, self.tokenizer, self.plan, self.config = stories, tokenizer, plan, config
         self.images, self.max_bad = dict(images or {}), max_bad
         self.bad: dict[int, str] = {}

@@ -1,7 +1,7 @@
-"""Words to numbers: any Hugging Face tokenizer folder that knows the 66 image tokens, and the toy's own.
+"""Words to numbers: any Hugging Face tokenizer folder that knows image tokens, and the toy's own.
 
-The image tokens are `<img>`, `</img>` and `<img_00000>` to `<img_00063>`. Their numbers are asked of the tokenizer:
-nothing relies on their order.
+The image tokens are `<img>`, `</img>` and `<img_00000>` onwards, 64 as published. How many there are and their numbers
+are asked of the tokenizer: nothing relies on their order.
 """
 
 import json
@@ -13,12 +13,12 @@ from pathlib import Path
 from seedstory_jax.errors import UserError
 
 BOI, EOI, INST = "<img>", "</img>", "[INST]"
-MAX_IMAGE_TOKENS = 64
+PUBLISHED_IMAGE_TOKENS = 64
 PAD = "<pad>"
 
 
 def image_token(number: int) -> str:
-    """The name of one of the 64 image query tokens."""
+    """The name of one of the image query tokens."""
     return f"<img_{number:05d}>"
 
 
@@ -26,8 +26,8 @@ class StoryTokenizer:
     """A tokenizer folder with what a story needs of it.
 
     bos, eos, unk, pad, boi, eoi: token ids (pad falls back to eos, as the published tokenizer has none);
-    image_ids: the 64 query tokens' ids in order; inst_ids: what `[INST]` becomes on its own (one id in the toy's
-    tokenizer, several pieces in LLaMA's).
+    image_ids: the query tokens' ids in order, as many as it has; inst_ids: what `[INST]` becomes on its own (one id in
+    the toy's tokenizer, several pieces in LLaMA's).
     """
 
     def __init__(self, folder: Path | str):
@@ -41,15 +41,15 @@ class StoryTokenizer:
         self.pad = self._id(pad) if pad else self.eos
         self.unk = self._tokenizer.token_to_id(unk)
         self.boi, self.eoi = self._id(BOI), self._id(EOI)
-        self.image_ids = [self._id(image_token(number)) for number in range(MAX_IMAGE_TOKENS)]
+        self.image_ids = [self._id(image_token(0))]
+        while (number := self._tokenizer.token_to_id(image_token(len(self.image_ids)))) is not None:
+            self.image_ids.append(number)
         self.inst_ids = self.encode(INST)
 
     def _id(self, token: str) -> int:
         number = self._tokenizer.token_to_id(token)
         if number is None:
-            raise UserError(
-                f"the tokenizer in {self.folder} has no token {token!r}; a story needs it and all 66 image tokens"
-            )
+            raise UserError(f"the tokenizer in {self.folder} has no token {token!r}; a story needs it")
         return number
 
     def __len__(self) -> int:
@@ -72,9 +72,10 @@ class StoryTokenizer:
         """The pieces' names, for pages that show what a buffer holds."""
         return [self._tokenizer.id_to_token(int(number)) for number in ids]
 
-    def image_text(self, count: int = MAX_IMAGE_TOKENS) -> str:
-        """An image's place in a text: `<img>`, `count` query tokens, `</img>`."""
-        return BOI + "".join(image_token(number) for number in range(count)) + EOI
+    def image_text(self, count: int | None = None) -> str:
+        """An image's place in a text: `<img>`, `count` query tokens (without it all of them), `</img>`."""
+        numbers = range(len(self.image_ids) if count is None else count)
+        return BOI + "".join(map(image_token, numbers)) + EOI
 
     def first_turn(self, caption: str) -> list[int]:
         """Ids of a story's first caption, without bos."""
@@ -119,12 +120,14 @@ def _load(folder: Path):
     }
 
 
-def train_tokenizer(captions: Sequence[str], folder: Path | str, *, vocab_size: int = 4096) -> StoryTokenizer:
+def train_tokenizer(
+    captions: Sequence[str], folder: Path | str, *, vocab_size: int = 4096, image_tokens: int = PUBLISHED_IMAGE_TOKENS
+) -> StoryTokenizer:
     """Train a tokenizer on captions and save it as a Hugging Face folder.
 
     Byte-pair encoding within words, punctuation apart, so that what the captions say often is one token. Texts of
     printable ASCII and of the captions' own characters survive `decode(encode(text)) == text` if words stand one blank
-    apart. The folder gets bos, eos, unk, pad, `[INST]` and the 66 image tokens.
+    apart. The folder gets bos, eos, unk, pad, `[INST]` and the image tokens.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -143,7 +146,7 @@ def train_tokenizer(captions: Sequence[str], folder: Path | str, *, vocab_size: 
         show_progress=False,
     )
     tokenizer.train_from_iterator(captions, trainer)
-    added = [INST, BOI, EOI, *map(image_token, range(MAX_IMAGE_TOKENS))]
+    added = [INST, BOI, EOI, *map(image_token, range(image_tokens))]
     tokenizer.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in added])
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",

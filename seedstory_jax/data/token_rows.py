@@ -3,7 +3,7 @@
     <s> caption0 <img> 64 queries </img> [INST]caption1 <img> 64 queries </img> ... [INST]captionN <img> 64 </img> </s>
 
 `story_row` writes the fields of a `StoryBatch`; `labels` are aligned to the predicting position: labels[t] is the id to
-be predicted from the hidden state of t. `released_row` writes the published row (labels in place, two masks).
+be predicted from the hidden state of t.
 """
 
 from collections.abc import Mapping, Sequence
@@ -224,58 +224,6 @@ def choose_turns(
         start = int(rng.integers(1, length - most + 2)) if most > 1 else 1
         return [0, *range(start, start + most - 1)]
     raise ValueError(f"unknown choice of turns {mode!r}: choose whole, prefix, window or opening")
-
-
-# The published row.
-
-
-@dataclass(frozen=True)
-class ReleasedRow:
-    """A training sample in the published layout: labels in place, not shifted."""
-
-    ids: np.ndarray  # int32[max_length]
-    labels: np.ndarray
-    attention_mask: np.ndarray
-    ids_cmp_mask: np.ndarray  # image tokens that the input resampler replaces
-    ids_gen_mask: np.ndarray  # image tokens whose hidden states are regressed
-    embeds_cmp_mask: np.ndarray  # bool[images]
-    embeds_gen_mask: np.ndarray
-    text: str
-
-
-def released_row(
-    tokenizer: StoryTokenizer, captions: Sequence[str], *, num_image_tokens: int, max_length: int
-) -> ReleasedRow | None:
-    """The published row of a story's turns; None if it has max_length tokens or more (never cut).
-
-    Instruction and response are tokenised apart, as the published code does.
-    """
-    image = tokenizer.image_text(num_image_tokens)
-    instruction = captions[0] + image + "".join(f"[INST]{caption}{image}" for caption in captions[1:-1])
-    response = f"[INST]{captions[-1]}{image}"
-    before = [tokenizer.bos, *tokenizer.encode(instruction)]
-    last = tokenizer.encode(response)
-    ids = [*before, *last, tokenizer.eos]
-    if len(ids) >= max_length:
-        return None
-    labels = [IGNORE] * len(before) + last + [tokenizer.eos]
-    for place in range(len(ids) - 2 - num_image_tokens, len(ids) - 1):  # the last image and its </img>
-        labels[place] = IGNORE
-    arrays = {name: np.full(max_length, fill, np.int32) for name, fill in (("ids", tokenizer.pad), ("labels", IGNORE))}
-    arrays["ids"][: len(ids)] = ids
-    arrays["labels"][: len(ids)] = labels
-    places = np.arange(max_length)
-    image_tokens = np.isin(arrays["ids"], tokenizer.image_ids) & (places < len(ids))
-    images = np.arange(len(captions))
-    return ReleasedRow(
-        **arrays,
-        attention_mask=(places < len(ids)).astype(np.int32),
-        ids_cmp_mask=image_tokens & (places < len(before)),
-        ids_gen_mask=image_tokens & (places >= len(before)),
-        embeds_cmp_mask=images < len(captions) - 1,
-        embeds_gen_mask=images == len(captions) - 1,
-        text=instruction + response,
-    )
 
 
 def check_tokens(config: SequenceConfig, tokenizer: StoryTokenizer) -> None:

@@ -132,6 +132,11 @@ class LlamaLayer(nnx.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, config.dtype)
         self.mlp = LlamaMLP(config, rngs=rngs)
 
+    def __call__(self, x, positions, mask, dropout_key=None):
+        """[b t d] -> [b t d], every token reading those of its own rows that `mask` [b t s] lets it."""
+        q, k, v = self.project(x, positions, dropout_key)
+        return self.finish(x, attend(q, k, v, mask, causal=True), dropout_key)
+
     def project(self, x, positions, dropout_key=None):
         """x [b t d] -> q, k, v of its normed self."""
         return self.self_attn.project(self.input_layernorm(x), positions, dropout_key)
@@ -174,14 +179,14 @@ class Llama(nnx.Module):
 
         LoRA dropout is on where `dropout_key` is given, with its own key in each layer and each projection.
         """
-        hidden, _ = self._forward(embeddings, positions, mask, dropout_key)
-        return self.norm(hidden)
+        keys = None if dropout_key is None else jax.random.split(dropout_key, self.config.num_layers)
 
-    def layer_outputs(
-        self, embeddings: Float[Array, "b t d"], positions: Int[Array, "b t"], mask: Bool[Array, "b t t"]
-    ) -> Float[Array, "l b t d"]:
-        """Every layer's output before any norm (for checks: keeps all of them)."""
-        return self._forward(embeddings, positions, mask, None, keep=True)[1]
+        def step(layer: LlamaLayer, x, key):
+            return layer(x, positions, mask, key), None
+
+        x = constrain(embeddings.astype(self.norm.dtype), "btd")
+        x, _ = scan_layers(self.layers, step, x, keys, remat=self.config.remat, unroll=self.config.unroll)
+        return self.norm(x)
 
     def extend(
         self, embeddings: Float[Array, "b t d"], chunk: TokenChunk, buffer: KVBuffer
@@ -214,17 +219,6 @@ class Llama(nnx.Module):
         scores = jnp.einsum("btd,dv->btv", hidden, kernel, preferred_element_type=jnp.float32)
         real = jnp.arange(self.config.padded_vocab_size) < self.config.vocab_size
         return constrain(jnp.where(real, scores, MASKED_LOGIT), "btv")
-
-    def _forward(self, embeddings, positions, mask, dropout_key, keep=False):
-        keys = None if dropout_key is None else jax.random.split(dropout_key, self.config.num_layers)
-
-        def step(layer: LlamaLayer, x, key):
-            q, k, v = layer.project(x, positions, key)
-            x = layer.finish(x, attend(q, k, v, mask, causal=True), key)
-            return x, (x if keep else None)
-
-        x = constrain(embeddings.astype(self.norm.dtype), "btd")
-        return scan_layers(self.layers, step, x, keys, remat=self.config.remat, unroll=self.config.unroll)
 
 
 def merge_lora(llama: Llama) -> Llama:

@@ -1,13 +1,13 @@
 """Parity of the policies: which tokens of a long story stay, against the published script's own arithmetic."""
 
 from functools import partial
-from pathlib import Path
 
 import jax
 import numpy as np
 
 from seedstory_jax.generation.policies import MultimodalSink, Policy, WindowRecompute, keep_mask, pinned_mask
 from seedstory_jax.models.kv_buffer import EMPTY, Kind, SlotMetadata
+from seedstory_jax.parity.fixture import Arrays, Fixture
 
 _SLOTS = 1536
 
@@ -36,12 +36,13 @@ def _ask(policy: Policy, slots: SlotMetadata):
     return keep_mask(policy, slots), pinned_mask(policy, slots)
 
 
-def sink_indices(folder: Path, config: dict, inputs: dict, weights: dict) -> dict[str, np.ndarray]:
+def sink_indices(fixture: Fixture) -> Arrays:
     """`nominal_kept` by multimodal_sink and `recomputed_window` by window_recompute.
 
     The fixture's other arrays are the released script's arithmetic, errors included, of which nothing reaches the
     model; there is no code for them here.
     """
+    config, inputs = fixture.config, fixture.inputs
     window = config["window_size"]
     multimodal_sink = MultimodalSink(
         window=window,

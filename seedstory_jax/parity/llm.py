@@ -1,7 +1,7 @@
 """Parity of LLaMA with LoRA, and of the story model: losses, gradients, the published generate call."""
 
+import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,34 +10,31 @@ import numpy as np
 from flax import nnx
 
 from seedstory_jax.convert.llama import LLAMA_IGNORE, llama_config_from_published, llama_rules
-from seedstory_jax.convert.rules import export_tensors, load_tensors
+from seedstory_jax.convert.rules import export_tensors
 from seedstory_jax.convert.story_mllm import STORY_IGNORE, story_config_from_published, story_rules
+from seedstory_jax.errors import UserError
 from seedstory_jax.models.llama import Llama, causal_mask
 from seedstory_jax.models.story_mllm import UNSUPERVISED, StoryBatch, StoryMLLM, story_losses
-from seedstory_jax.parity.released_generate import released_generate, released_scores
-
-Arrays = Mapping[str, np.ndarray]
-
-
-def build_llama(config: Mapping[str, Any], weights: Arrays, what: str = "llama_lora") -> Llama:
-    """The LLaMA that a fixture's config describes, with its weights."""
-    ours = llama_config_from_published(config["model"], config.get("peft_config"))
-    llama = Llama(ours, rngs=nnx.Rngs(0))
-    load_tensors(llama, weights, llama_rules(ours), ignore=LLAMA_IGNORE, what=what)
-    return llama
+from seedstory_jax.parity.fixture import Arrays, Fixture
+from seedstory_jax.parity.modules import layer_of, loaded
+from seedstory_jax.parity.released_generate import ReleasedOutput, released_generate, released_scores
 
 
-def build_story(config: Mapping[str, Any], weights: Arrays, what: str = "story model") -> StoryMLLM:
-    """The story model that a fixture's config describes, with its weights."""
-    ours = story_config_from_published(config)
-    model = StoryMLLM(ours, rngs=nnx.Rngs(0))
-    load_tensors(model, weights, story_rules(ours), ignore=STORY_IGNORE, what=what)
-    return model
+def build_llama(fixture: Fixture) -> Llama:
+    """The LLaMA that a fixture describes, with its weights."""
+    config = llama_config_from_published(fixture.config["model"], fixture.config.get("peft_config"))
+    return loaded(Llama, config, fixture, llama_rules(config), ignore=LLAMA_IGNORE)
 
 
-def llama_lora(folder: Path, config: Mapping[str, Any], inputs: Arrays, weights: Arrays) -> dict[str, np.ndarray]:
+def build_story(fixture: Fixture) -> StoryMLLM:
+    """The story model that a fixture describes, with its weights."""
+    config = story_config_from_published(fixture.config)
+    return loaded(StoryMLLM, config, fixture, story_rules(config), ignore=STORY_IGNORE)
+
+
+def llama_lora(fixture: Fixture) -> Arrays:
     """LLaMA under each kind of input."""
-    llama = build_llama(config, weights)
+    llama, inputs = build_llama(fixture), fixture.inputs
     vocab = llama.config.vocab_size
     ids, real = jnp.asarray(inputs["input_ids"]), jnp.asarray(inputs["attention_mask"]) > 0
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
@@ -48,21 +45,20 @@ def llama_lora(folder: Path, config: Mapping[str, Any], inputs: Arrays, weights:
     hidden = llama(embeddings, positions, masked)
     hidden_given = llama(given, positions, masked)
     hidden_moved = llama(embeddings, jnp.asarray(inputs["position_ids"]), masked)
-    arrays = {
+    return {
         "logits": llama.logits(hidden)[..., :vocab],
         "last_hidden_state": hidden,
-        "hidden_states_1": llama.layer_outputs(embeddings, positions, masked)[0],
+        "hidden_states_1": layer_of(llama.layers, 0)(embeddings, positions, masked),
         "logits_causal_only": llama.logits(llama(embeddings, positions, causal))[..., :vocab],
         "logits_from_embeds": llama.logits(hidden_given)[..., :vocab],
         "last_hidden_state_from_embeds": hidden_given,
         "logits_position_ids": llama.logits(hidden_moved)[..., :vocab],
     }
-    return {name: np.asarray(array) for name, array in arrays.items()}
 
 
-def lvlm_forward(folder: Path, config: Mapping[str, Any], inputs: Arrays, weights: Arrays) -> dict[str, np.ndarray]:
+def lvlm_forward(fixture: Fixture) -> Arrays:
     """Both losses, what they are made from, and every parameter's gradient under its published name."""
-    model = build_story(config, weights)
+    model, inputs = build_story(fixture), fixture.inputs
     batch = batch_from_published(inputs, model.config.num_image_tokens)
     graph, state = nnx.split(model)
 
@@ -75,8 +71,9 @@ def lvlm_forward(folder: Path, config: Mapping[str, Any], inputs: Arrays, weight
         return jax.value_and_grad(lambda state: story_losses(nnx.merge(graph, state), batch), has_aux=True)(state)
 
     (total, parts), gradient_state = losses_and_gradients(state, batch)
-    no_images = _replace(batch, image_slot=-1, target_slot=-1)
-    no_target = _replace(batch, target_slot=-1)
+    nothing = jnp.full_like(batch.target_slot, -1)
+    no_target = dataclasses.replace(batch, target_slot=nothing)
+    no_images = dataclasses.replace(no_target, image_slot=nothing)
     no_target_total, no_target_parts = losses(state, no_target)
     is_target = np.asarray(parts.is_target)
     hidden = np.asarray(jax.jit(lambda state, batch: nnx.merge(graph, state).hidden(batch))(state, batch))
@@ -99,19 +96,19 @@ def lvlm_forward(folder: Path, config: Mapping[str, Any], inputs: Arrays, weight
         arrays[f"grad:{name}"] = gradient
         if name.endswith(("embed_tokens.weight", "lm_head.weight")):
             arrays[f"grad:{name}[image_token_ids]"] = gradient[rows]
-    squares = [np.sum(np.square(gradients[name], dtype=np.float64)) for name in config["trainable_params"]]
+    squares = [np.sum(np.square(gradients[name], dtype=np.float64)) for name in fixture.config["trainable_params"]]
     arrays["grad_norm_total"] = np.sqrt(np.sum(squares))
-    return {name: np.asarray(array, np.float32) for name, array in arrays.items()}
+    return arrays
 
 
-def lvlm_generate(folder: Path, config: Mapping[str, Any], inputs: Arrays, weights: Arrays) -> dict[str, np.ndarray]:
+def lvlm_generate(fixture: Fixture) -> Arrays:
     """The published generate call on every prompt, and its rule on image tokens by itself."""
-    model = build_story(config, weights)
+    model, config, inputs = build_story(fixture), fixture.config, fixture.inputs
     names = [case["name"] for case in config["cases"]]
-    chain = _image_chain(inputs[f"{names[0]}:input_ids"][0], inputs[f"{names[0]}:ids_cmp_mask"][0])
+    chain = image_chain(inputs[f"{names[0]}:input_ids"][0], inputs[f"{names[0]}:ids_cmp_mask"][0], config)
     arrays: dict[str, Any] = {}
     for name in names:
-        out = _generate(model, config, inputs, name, chain, config["max_new_tokens"])
+        out = _generate(model, fixture, name, chain, config["max_new_tokens"])
         arrays |= {
             f"{name}:generate_ids": out.ids,
             f"{name}:has_img_output": np.asarray(out.has_image),
@@ -121,7 +118,7 @@ def lvlm_generate(folder: Path, config: Mapping[str, Any], inputs: Arrays, weigh
         }
         if out.has_image:
             arrays |= {f"{name}:img_gen_feat": out.image_features, f"{name}:img_token_hidden": out.query_hidden}
-    short = _generate(model, config, inputs, names[0], chain, config["max_new_tokens_short"])
+    short = _generate(model, fixture, names[0], chain, config["max_new_tokens_short"])
     scores, last = jnp.asarray(inputs["processor:scores"]), jnp.asarray(inputs["processor:input_ids"][:, -1])
     return arrays | {
         "short:generate_ids": short.ids,
@@ -167,7 +164,21 @@ def batch_from_published(inputs: Arrays, num_image_tokens: int) -> StoryBatch:
     )
 
 
-def _generate(model, config, inputs, name, chain, limit):
+def image_chain(ids: np.ndarray, mask: np.ndarray, config: Mapping[str, Any]) -> np.ndarray:
+    """`<img>`, the image tokens that are generated, `</img>`: ids read off a prompt's first image.
+
+    The fixture holds no tokenizer. Raises UserError if the config generates more image tokens than the prompt shows.
+    """
+    start = int(np.argmax(mask))
+    shown = int(np.argmin(np.append(mask[start:], False)))
+    count = config["num_img_gen_tokens"]
+    if count > shown:
+        raise UserError(f"num_img_gen_tokens is {count}, the prompt's images show the ids of {shown} image tokens only")
+    return np.array([*ids[start - 1 : start + count], ids[start + shown]], np.int32)
+
+
+def _generate(model: StoryMLLM, fixture: Fixture, name: str, chain: np.ndarray, limit: int) -> ReleasedOutput:
+    inputs = fixture.inputs
     mask = inputs[f"{name}:ids_cmp_mask"][0]
     slot = np.full(mask.shape, -1, np.int32)
     slot[mask] = np.arange(mask.sum())
@@ -177,21 +188,9 @@ def _generate(model, config, inputs, name, chain, limit):
         slot,
         inputs[f"{name}:image_embeds"][inputs[f"{name}:embeds_cmp_mask"]],
         chain=chain.tolist(),
-        eos=config["llm"]["model"]["eos_token_id"],
+        eos=fixture.config["llm"]["model"]["eos_token_id"],
         max_new_tokens=limit,
     )
-
-
-def _image_chain(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """`<img>`, the image tokens, `</img>`, read off a prompt's first image (the fixture holds no tokenizer)."""
-    start = int(np.argmax(mask))
-    end = start + int(np.argmin(mask[start:]))
-    return ids[start - 1 : end + 1].astype(np.int32)
-
-
-def _replace(batch: StoryBatch, **constants: int) -> StoryBatch:
-    values = {name: jnp.full_like(getattr(batch, name), value) for name, value in constants.items()}
-    return StoryBatch(**{**vars(batch), **values})
 
 
 KINDS = {"llama_lora": llama_lora, "lvlm_forward": lvlm_forward, "lvlm_generate": lvlm_generate}

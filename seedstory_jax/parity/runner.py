@@ -1,14 +1,11 @@
-"""Parity with the published code: runs every fixture of a folder and compares every array.
+"""Parity with the published code: every fixture of a folder run through our modules, every array compared.
 
-    python -m seedstory_jax.parity DIR [--json]
+    python -m seedstory_jax.parity tests/data/fixtures
 
-A fixture is a folder named after its kind, with `config.json`, `weights.safetensors`, `inputs.npz` and `outputs.npz`
-(numbers of the original PyTorch code). The module is built from the config, its weights come in through the same
-tables as real checkpoints do; the run is in float32 at the highest matmul precision. Exit code 1 if anything is off.
+Each module is built from the fixture's config and reads the fixture's weights through the tables that read real
+checkpoints; it runs in float32 at the highest matmul precision. Exit code 1 if anything is off.
 """
 
-import importlib
-import importlib.util
 import json
 import math
 import re
@@ -23,6 +20,11 @@ import jax
 import numpy as np
 
 from seedstory_jax.errors import UserError
+from seedstory_jax.parity import data, generation, llm, sdxl, vision
+from seedstory_jax.parity.fixture import WEIGHTS, Arrays, Fixture, read_fixture, read_outputs
+
+Run = Callable[[Fixture], Arrays]
+KINDS: Mapping[str, Run] = data.KINDS | generation.KINDS | llm.KINDS | sdxl.KINDS | vision.KINDS
 
 MODULE_TOLERANCE = 1e-4  # relative, by norm
 # (kind, array name) -> another tolerance, the first that matches both.
@@ -32,9 +34,6 @@ TOLERANCES = (
 )
 # Of the sink script only the intended rule counts; its broken arithmetic is kept as documentation.
 COMPARED = {"sink_indices": r".*:(nominal_kept|recomputed_window)"}
-OWNERS = ("vision", "llm", "sdxl", "generation", "data")
-
-Run = Callable[[Path, Mapping[str, Any], Mapping[str, np.ndarray], Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,6 @@ def _finite(x: float) -> float | None:
 
 def compare(ours: np.ndarray, reference: np.ndarray, tolerance: float) -> ArrayResult:
     """Relative difference ||ours - reference|| / ||reference|| (the absolute one where the reference is all zero)."""
-    ours = np.asarray(ours)
     exact = reference.dtype.kind in "iub"
     tolerance = 0.0 if exact else tolerance
     if ours.shape != reference.shape:
@@ -126,51 +124,31 @@ def tolerance_of(kind: str, array: str) -> float:
     return MODULE_TOLERANCE
 
 
-def known_kinds() -> dict[str, Run]:
-    """Every kind of fixture and what runs it."""
-    kinds: dict[str, Run] = {}
-    for owner in OWNERS:
-        name = f"seedstory_jax.parity.{owner}"
-        if importlib.util.find_spec(name) is not None:
-            kinds.update(importlib.import_module(name).KINDS)
-    return kinds
-
-
-def run_fixture(folder: Path, kinds: Mapping[str, Run]) -> FixtureResult:
+def run_fixture(folder: Path, kinds: Mapping[str, Run] | None = None) -> FixtureResult:
     """Runs and compares one fixture, once for every `weights*.safetensors` that it has (other spellings of the names).
 
-    Raises UserError for an unknown kind or a missing or broken file.
+    Raises UserError for an unknown kind, a file that cannot be read, or an array that our run does not give.
     """
-    from safetensors.numpy import load_file
-
-    kind = folder.name
+    kind, kinds = folder.name, KINDS if kinds is None else kinds
     if kind not in kinds:
         raise UserError(f"{folder}: unknown kind of fixture {kind!r}; known: {', '.join(sorted(kinds))}")
     started = time.perf_counter()
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        inputs = _arrays(folder / "inputs.npz") if (folder / "inputs.npz").exists() else {}
-        outputs = _arrays(folder / "outputs.npz")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: cannot be read: {error}") from error
+    outputs = read_outputs(folder)
     wanted = [name for name in outputs if re.fullmatch(COMPARED.get(kind, ".*"), name)]
     results = {}
-    for file in sorted(folder.glob("weights*.safetensors")) or [None]:
-        suffix = f"@{file.stem}" if file is not None and file.stem != "weights" else ""
-        ours = kinds[kind](folder, config, inputs, load_file(file) if file else {})
+    for weights in sorted(file.name for file in folder.glob("weights*.safetensors")) or [WEIGHTS]:
+        suffix = "" if weights == WEIGHTS else f"@{Path(weights).stem}"
+        ours = kinds[kind](read_fixture(folder, weights))
         for name in wanted:
             if name not in ours:
                 raise UserError(f"{folder}: the run gave no array {name!r}")
-            results[name + suffix] = compare(ours[name], outputs[name], tolerance_of(kind, name))
+            results[name + suffix] = compare(np.asarray(ours[name]), outputs[name], tolerance_of(kind, name))
     return FixtureResult(kind, results, time.perf_counter() - started)
 
 
-def _arrays(file: Path) -> dict[str, np.ndarray]:
-    with np.load(file, allow_pickle=False) as arrays:
-        return dict(arrays)
-
-
-def run_all(directory: Path, kinds: Mapping[str, Run], *, show_traceback: bool = False) -> Iterator[FixtureResult]:
+def run_all(
+    directory: Path, kinds: Mapping[str, Run] | None = None, *, show_traceback: bool = False
+) -> Iterator[FixtureResult]:
     """Results of every folder in `directory` (or of `directory` itself, if it is a fixture), in alphabetical order.
 
     What goes wrong in one fixture is its result, and the others still run. Raises UserError if there is no fixture.
@@ -189,7 +167,8 @@ def run_all(directory: Path, kinds: Mapping[str, Run], *, show_traceback: bool =
         except Exception as error:
             if show_traceback:
                 traceback.print_exc()
-            yield FixtureResult(folder.name, error=f"{type(error).__name__}: {error}")
+            what, *_ = str(error).splitlines() or [""]
+            yield FixtureResult(folder.name, error=f"{type(error).__name__}: {what}")
 
 
 HEADER = f"{'fixture':<22}{'arrays':>7}{'max abs':>11}{'max rel':>11}{'tolerance':>11}{'seconds':>9}  result"
@@ -223,7 +202,7 @@ def main(argv: Sequence[str]) -> int:
     results = []
     if not flags.json:
         print(HEADER)
-    for result in run_all(flags.directory, known_kinds(), show_traceback=flags.traceback):
+    for result in run_all(flags.directory, show_traceback=flags.traceback):
         results.append(result)
         if not flags.json:
             print(table_row(result), flush=True)

@@ -1,8 +1,5 @@
 """Parity of the SD-XL parts: UNet, VAE, perceiver, schedules, and the de-tokenizer's loss and sampling loop."""
 
-import json
-from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from seedstory_jax.convert.rules import export_tensors, load_tensors
+from seedstory_jax.convert.rules import export_tensors
 from seedstory_jax.convert.sdxl import (
     DETOKENIZER_IGNORED,
     detokenizer_config_from_published,
@@ -40,12 +37,12 @@ from seedstory_jax.generation.scheduler import (
     scale_model_input,
 )
 from seedstory_jax.models.sdxl.detokenizer import Detokenizer, denoising_error
-from seedstory_jax.models.sdxl.perceiver import Perceiver
-from seedstory_jax.models.sdxl.unet import UNet
+from seedstory_jax.models.sdxl.perceiver import Perceiver, normalize_over_tokens
+from seedstory_jax.models.sdxl.unet import UNet, sinusoidal_embedding
 from seedstory_jax.models.sdxl.vae import VAE, sample_latents
+from seedstory_jax.parity.fixture import Arrays, Fixture
+from seedstory_jax.parity.modules import layer_of, loaded, module_outputs, under_jit
 from seedstory_jax.parity.vision import build_vit
-
-Arrays = Mapping[str, np.ndarray]
 
 
 def nhwc(x: np.ndarray) -> jax.Array:
@@ -58,66 +55,66 @@ def nchw(x: jax.Array) -> np.ndarray:
     return np.moveaxis(np.asarray(x), -1, -3)
 
 
-def published_layout(values: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
-    """Four-dimensional values are images."""
-    return {name: nchw(value) if value.ndim == 4 else np.asarray(value) for name, value in values.items()}
+def published_layout(outputs: Arrays) -> dict[str, np.ndarray]:
+    """Modules' outputs as published: four-dimensional ones are images; of several (a block's skips) the first."""
+    first = {name: value[0] if isinstance(value, tuple) else value for name, value in outputs.items()}
+    return {name: nchw(value) if value.ndim == 4 else np.asarray(value) for name, value in first.items()}
 
 
-def unset(make: Callable[[nnx.Rngs], nnx.Module]) -> Any:
-    """A module whose parameters are shapes only, to be loaded: drawing them first would take the longest."""
-    return nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+def build_vae(fixture: Fixture) -> VAE:
+    """The auto-encoder that a fixture describes, with its weights."""
+    return loaded(VAE, vae_config_from_published(fixture.config), fixture, vae_rules())
 
 
-def under_jit(module: nnx.Module, function: Callable[..., Any], *arguments: Any) -> Any:
-    """`function(module, *arguments)` as one program; run operation by operation it would compile each of them."""
-    graph, state = nnx.split(module)
-    return jax.jit(lambda state, *arguments: function(nnx.merge(graph, state), *arguments))(state, *arguments)
-
-
-def recording(module: Callable[..., Any], *arguments: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
-    """A module's (or method's) value, and what it records on the way."""
-    values: dict[str, jax.Array] = {}
-    return module(*arguments, values.__setitem__), values
-
-
-def build_vae(config: Mapping[str, Any], weights: Arrays) -> VAE:
-    """The auto-encoder that a fixture's config describes, with its weights."""
-    vae = unset(lambda rngs: VAE(vae_config_from_published(config), rngs=rngs))
-    load_tensors(vae, weights, vae_rules(), what="sdxl_vae")
-    return vae
-
-
-def sdxl_unet(folder: Path, config: Mapping[str, Any], inputs: Arrays, weights: Arrays) -> dict[str, np.ndarray]:
+def sdxl_unet(fixture: Fixture) -> Arrays:
     """The UNet with every block's output."""
-    unet = unset(lambda rngs: UNet(unet_config_from_published(config), rngs=rngs))
-    load_tensors(unet, weights, unet_rules(), what=folder.name)
-    others = (jnp.asarray(inputs[name]) for name in ("timestep", "encoder_hidden_states", "text_embeds", "time_ids"))
-    sample, values = under_jit(unet, recording, nhwc(inputs["sample"]), *others)
-    return published_layout({**values, "sample": sample})
+    config, inputs = unet_config_from_published(fixture.config), fixture.inputs
+    unet = loaded(UNet, config, fixture, unet_rules())
+    timesteps = jnp.asarray(inputs["timestep"])
+    others = (jnp.asarray(inputs[name]) for name in ("encoder_hidden_states", "text_embeds", "time_ids"))
+    sample, inside = under_jit(unet, module_outputs, nhwc(inputs["sample"]), timesteps, *others)
+    time_proj = sinusoidal_embedding(timesteps, config.block_out_channels[0])
+    return published_layout({**inside, "time_proj": time_proj, "sample": sample})
 
 
-def sdxl_vae(folder: Path, config: Mapping[str, Any], inputs: Arrays, weights: Arrays) -> dict[str, np.ndarray]:
+def sdxl_vae(fixture: Fixture) -> Arrays:
     """Both ways through the auto-encoder, with every block's output."""
-    vae = build_vae(config, weights)
-    (mean, logvar), encoding = under_jit(vae, lambda vae, x: recording(vae.encode, x), nhwc(inputs["image"]))
+    vae, inputs = build_vae(fixture), fixture.inputs
+    (mean, logvar), encoding = under_jit(vae, lambda vae, x: module_outputs(vae.encode, x), nhwc(inputs["image"]))
     latents = vae.unscale(nhwc(inputs["latents"]))
-    decoded, decoding = under_jit(vae, lambda vae, x: recording(vae.decode, x), latents)
-    drawn = vae.scale(sample_latents(mean, logvar, nhwc(inputs["eps"])))
-    ours = {"mean": mean, "logvar": logvar, "std": jnp.exp(0.5 * logvar), "latent_sample_scaled": drawn}
-    return published_layout({**encoding, **decoding, **ours, "decoded": decoded})
+    decoded, decoding = under_jit(vae, lambda vae, x: module_outputs(vae.decode, x), latents)
+    sampled = vae.scale(sample_latents(mean, logvar, nhwc(inputs["eps"])))
+    ours = {"moments": encoding["quant_conv"], "mean": mean, "logvar": logvar, "std": jnp.exp(0.5 * logvar)}
+    return published_layout({**encoding, **decoding, **ours, "latent_sample_scaled": sampled, "decoded": decoded})
 
 
-def resampler_xl_v2(folder: Path, config: Mapping[str, Any], inputs: Arrays, weights: Arrays) -> dict[str, np.ndarray]:
+def resampler_xl_v2(fixture: Fixture) -> Arrays:
     """The perceiver, layer by layer."""
-    perceiver = unset(lambda rngs: Perceiver(perceiver_config_from_published(config), rngs=rngs))
-    load_tensors(perceiver, weights, perceiver_rules(), what=folder.name)
-    (tokens, pooled), values = under_jit(perceiver, recording, jnp.asarray(inputs["x"]))
-    values |= {"prompt_embeds": tokens, "pooled_prompt_embeds": pooled}
-    return {name: np.asarray(value) for name, value in values.items()}
+    perceiver = loaded(Perceiver, perceiver_config_from_published(fixture.config), fixture, perceiver_rules())
+    return under_jit(perceiver, _perceiver_steps, jnp.asarray(fixture.inputs["x"]))
 
 
-def schedulers(folder: Path, config: Mapping[str, Any], inputs: Arrays, weights: Arrays) -> dict[str, np.ndarray]:
+def _perceiver_steps(perceiver: Perceiver, x: jax.Array) -> Arrays:
+    (tokens, pooled), inside = module_outputs(perceiver, x)
+    source, hidden, pool = inside["proj_in"], inside["norm_out"], perceiver.unet_attnpool
+    latents = jnp.broadcast_to(perceiver.latents[...], (len(x), *perceiver.latents.shape[1:]))
+    values = {"x_normalized": normalize_over_tokens(x), "after_proj_in": source, "hidden_embeds": hidden}
+    for number in range(perceiver.config.depth):
+        latents, parts = module_outputs(layer_of(perceiver.layers, number), source, latents)
+        values |= {f"layer{number}_attn_out": parts["attn"], f"layer{number}_ff_out": parts["ff"]}
+    all_tokens = pool.with_mean(hidden)
+    return {
+        **values,
+        "latents_last": latents,
+        "prompt_embeds": tokens,
+        "pooled_prompt_embeds": pooled,
+        "attnpool_all_tokens": pool.attend(all_tokens, all_tokens),  # in production the first alone is a query
+    }
+
+
+def schedulers(fixture: Fixture) -> Arrays:
     """Tables of Euler's method, one trajectory with given model outputs, and DDPM's noise."""
+    config, inputs = fixture.config, fixture.inputs
     ours = scheduler_config_from_published(config["scheduler_config"])
     values: dict[str, Any] = {"alphas_cumprod": alphas_cumprod(ours)}
     for steps in config["steps_listed"]:
@@ -132,7 +129,7 @@ def schedulers(folder: Path, config: Mapping[str, Any], inputs: Arrays, weights:
         jnp.asarray(inputs["add_noise_noise"]),
         jnp.asarray(inputs["add_noise_timesteps"]),
     )
-    return {name: np.asarray(value) for name, value in values.items()}
+    return values
 
 
 def _trajectory(config: SchedulerConfig, steps: int, inputs: Arrays) -> dict[str, np.ndarray]:
@@ -150,17 +147,14 @@ def _trajectory(config: SchedulerConfig, steps: int, inputs: Arrays) -> dict[str
     return {"traj_initial": np.asarray(initial), **stacked}
 
 
-def sdxl_adapter(folder: Path, config: Mapping[str, Any], inputs: Arrays, weights: Arrays) -> dict[str, np.ndarray]:
+def sdxl_adapter(fixture: Fixture) -> Arrays:
     """The de-tokenizer's training loss with all gradients, and its guided sampling, step by step."""
-    detokenizer = unset(lambda rngs: Detokenizer(detokenizer_config_from_published(config), rngs=rngs))
-    load_tensors(detokenizer, weights, detokenizer_rules(), ignore=DETOKENIZER_IGNORED, what=folder.name)
-    return {
-        **_training(detokenizer, inputs),
-        **_sampling(folder.parent, detokenizer, config, inputs),
-    }
+    config = detokenizer_config_from_published(fixture.config)
+    detokenizer = loaded(Detokenizer, config, fixture, detokenizer_rules(), ignore=DETOKENIZER_IGNORED)
+    return {**_training(detokenizer, fixture.inputs), **_sampling(detokenizer, fixture)}
 
 
-def _training(detokenizer: Detokenizer, inputs: Arrays) -> dict[str, np.ndarray]:
+def _training(detokenizer: Detokenizer, inputs: Arrays) -> Arrays:
     latents, noise = nhwc(inputs["noisy_latents"]), nhwc(inputs["noise"])
     timesteps, features, time_ids = (jnp.asarray(inputs[name]) for name in ("timesteps", "image_embeds", "time_ids"))
     graph, state = nnx.split(detokenizer)
@@ -183,12 +177,10 @@ def _training(detokenizer: Detokenizer, inputs: Arrays) -> dict[str, np.ndarray]
     }
 
 
-def _sampling(
-    fixtures: Path, detokenizer: Detokenizer, config: Mapping[str, Any], inputs: Arrays
-) -> dict[str, np.ndarray]:
-    generate = config["generate"]
-    vae = _beside(fixtures, config["vae_fixture"], build_vae)
-    vit = _beside(fixtures, config["visual_encoder_fixture"], build_vit)
+def _sampling(detokenizer: Detokenizer, fixture: Fixture) -> Arrays:
+    config, inputs, generate = fixture.config, fixture.inputs, fixture.config["generate"]
+    vae = build_vae(fixture.sibling(config["vae_fixture"]))
+    vit = build_vit(fixture.sibling(config["visual_encoder_fixture"]))
     zero_features = under_jit(vit, lambda vit: zero_image_features(vit, generate["input_image_size"]))
     features = jnp.concatenate([zero_features, jnp.asarray(inputs["generate_image_embeds"])])
     both = under_jit(detokenizer.perceiver, condition_on, features)
@@ -230,13 +222,6 @@ def _sampling(
 
 def _named(condition: Condition, tokens: str, pooled: str) -> dict[str, np.ndarray]:
     return {tokens: np.asarray(condition.tokens), pooled: np.asarray(condition.pooled)}
-
-
-def _beside(fixtures: Path, name: str, build: Any) -> Any:
-    from safetensors.numpy import load_file
-
-    config = json.loads((fixtures / name / "config.json").read_text())
-    return build(config, load_file(fixtures / name / "weights.safetensors"))
 
 
 KINDS = {

@@ -12,7 +12,6 @@ from seedstory_jax.data.images import (
     read_images,
     shape_fault,
     short_side_to,
-    time_ids,
 )
 from seedstory_jax.errors import UserError
 from seedstory_jax.toy.world import draw
@@ -61,12 +60,6 @@ def test_enlarged_pixel_art_comes_back_exactly():
 @pytest.mark.parametrize(("length", "size", "offset"), [(64, 64, 0), (113, 64, 24), (67, 64, 2), (65, 64, 0)])
 def test_crop_offset_rounds_half_to_even(length, size, offset):
     assert crop_offset(length, size) == offset
-
-
-def test_time_ids_put_the_crop_on_its_axis():
-    assert time_ids(427, 240, 64).tolist() == [240, 427, 0, 24, 64, 64]
-    assert time_ids(427, 240, 64, released=True).tolist() == [240, 427, 24, 0, 64, 64]
-    assert time_ids(240, 300, 64).tolist() == [300, 240, 8, 0, 64, 64]
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "I;16"])

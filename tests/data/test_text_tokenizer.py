@@ -66,7 +66,13 @@ def test_refusals(tmp_path):
         StoryTokenizer(tmp_path)
     tokenizer = train_tokenizer(["a b c"] * 3, tmp_path / "own")
     data = json.loads((tokenizer.folder / "tokenizer.json").read_text())
-    data["added_tokens"] = [token for token in data["added_tokens"] if token["content"] != "<img_00063>"]
+    data["added_tokens"] = [token for token in data["added_tokens"] if token["content"] != "<img_00000>"]
     (tmp_path / "tokenizer.json").write_text(json.dumps(data))
-    with pytest.raises(UserError, match="no token '<img_00063>'"):
+    with pytest.raises(UserError, match="no token '<img_00000>'"):
         StoryTokenizer(tmp_path)
+
+
+def test_image_tokens_are_counted(tmp_path):
+    tokenizer = train_tokenizer(["a b c"] * 3, tmp_path, image_tokens=8)
+    assert len(tokenizer.image_ids) == 8
+    assert tokenizer.encode(tokenizer.image_text()) == [tokenizer.boi, *tokenizer.image_ids, tokenizer.eoi]

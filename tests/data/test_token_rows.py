@@ -6,12 +6,13 @@ from seedstory_jax.data.token_rows import (
     IGNORE,
     RowTooLong,
     SequenceConfig,
+    check_tokens,
     choose_turns,
     encode_turns,
     pack_rows,
-    released_row,
     story_row,
 )
+from seedstory_jax.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -118,19 +119,14 @@ def test_choice_of_turns(mode):
     assert choose_turns(rng, 3, 8, mode=mode)[0] == 0 and len(choose_turns(rng, 3, 8, mode=mode)) <= 3
 
 
-def test_released_row_matches_ours_but_for_the_tokens_apart(tokenizer):
-    captions = ["a b", "c", "d a"]
-    released = released_row(tokenizer, captions, num_image_tokens=2, max_length=24)
-    ours = row_of(tokenizer, captions, SequenceConfig(num_image_tokens=2, max_tokens=24, max_images=3))
-    assert released.ids.tolist() == ours["ids"].tolist()
-    assert released.labels[1:].tolist() == ours["labels"][:-1].tolist()
-    assert (released.ids_cmp_mask == (ours["image_slot"] >= 0)).all()
-    assert (released.ids_gen_mask == (ours["target_slot"] >= 0)).all()
-    assert released_row(tokenizer, captions, num_image_tokens=2, max_length=21) is None
-
-
 def test_config_refuses():
     with pytest.raises(ValueError, match="choose last or all"):
         SequenceConfig(supervise="some")
     with pytest.raises(ValueError, match="unknown end"):
         SequenceConfig(end="never")
+
+
+def test_more_image_tokens_than_the_tokenizer_has_are_refused(tokenizer):
+    check_tokens(SequenceConfig(num_image_tokens=64), tokenizer)
+    with pytest.raises(UserError, match="81 image tokens are configured, the tokenizer has 64"):
+        check_tokens(SequenceConfig(num_image_tokens=81), tokenizer)

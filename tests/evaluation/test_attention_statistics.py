@@ -62,20 +62,20 @@ def test_the_row_of_a_story():
 
 
 def whole_maps(llama, embeddings) -> np.ndarray:
-    """[l n t s] by the plain definition, layer outputs taken from the model's own forward."""
+    """[l n t s] by the plain definition, layer by layer with the model's own layers."""
     length = embeddings.shape[0]
     positions, causal = jnp.arange(length)[None], jnp.tril(jnp.ones((1, length, length), bool))
-    inputs = jnp.concatenate([embeddings[None, None], llama.layer_outputs(embeddings[None], positions, causal)])
-    maps = []
+    hidden, maps = embeddings[None], []
     for number in range(CONFIG.llama.num_layers):
         layer = jax.tree.map(lambda x, n=number: x[n], llama.layers)
-        x = layer.input_layernorm(inputs[number])
+        x = layer.input_layernorm(hidden)
         q = (x @ layer.self_attn.q_proj.kernel[...]).reshape(1, length, 4, 4)
         k = (x @ layer.self_attn.k_proj.kernel[...]).reshape(1, length, 2, 4)
         q, k = rotate(q, positions, 1e4), rotate(k, positions, 1e4)
         logits = np.einsum("tnh,snh->nts", q[0], np.repeat(k[0], 2, axis=1)) / 2
         logits[:, ~np.asarray(causal[0])] = -np.inf
         maps.append(np.exp(logits) / np.exp(logits).sum(-1, keepdims=True))
+        hidden = layer(hidden, positions, causal)
     return np.stack(maps)
 
 

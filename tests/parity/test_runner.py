@@ -1,22 +1,14 @@
 import json
-import shutil
 
 import numpy as np
 import pytest
 
 from seedstory_jax.errors import UserError
-from seedstory_jax.parity import runner as parity
-
-
-def write_fixture(folder, outputs, config=None, inputs=None):
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config or {}))
-    np.savez(folder / "inputs.npz", **(inputs or {"x": np.ones(2)}))
-    np.savez(folder / "outputs.npz", **outputs)
+from seedstory_jax.parity import runner
 
 
 def echo(results):
-    return {"thing": lambda folder, config, inputs, weights: results}
+    return {"thing": lambda fixture: results}
 
 
 def f4(*values):
@@ -36,14 +28,14 @@ def f4(*values):
     ],
 )
 def test_differences(ours, reference, max_abs, max_rel, ok):
-    result = parity.compare(ours, reference, 1e-4)
+    result = runner.compare(ours, reference, 1e-4)
     assert result.max_abs == pytest.approx(max_abs, rel=1e-3)
     assert result.max_rel == pytest.approx(max_rel, rel=1e-3)
     assert result.ok is ok
 
 
 def test_integers_are_exact():
-    assert parity.compare(np.array([1, 2]), np.array([1, 2]), 1e-4).tolerance == 0
+    assert runner.compare(np.array([1, 2]), np.array([1, 2]), 1e-4).tolerance == 0
 
 
 @pytest.mark.parametrize(
@@ -56,84 +48,86 @@ def test_integers_are_exact():
     ],
 )
 def test_tolerances(kind, array, tolerance):
-    assert parity.tolerance_of(kind, array) == tolerance
+    assert runner.tolerance_of(kind, array) == tolerance
 
 
-def test_an_unknown_kind_is_an_error_and_the_others_run(tmp_path):
-    write_fixture(tmp_path / "thing", {"y": np.ones(3)})
-    write_fixture(tmp_path / "unheard_of", {"y": np.ones(3)})
-    results = list(parity.run_all(tmp_path, echo({"y": np.ones(3)})))
+def test_an_unknown_kind_is_an_error_and_the_others_run(write_fixture):
+    write_fixture("unheard_of", {"y": np.ones(3)})
+    folder = write_fixture("thing", {"y": np.ones(3)}).parent
+    results = list(runner.run_all(folder, echo({"y": np.ones(3)})))
     assert [(result.name, result.ok) for result in results] == [("thing", True), ("unheard_of", False)]
     assert "unknown kind of fixture 'unheard_of'" in results[1].error
 
 
+def test_what_breaks_is_one_line(write_fixture):
+    def broken(fixture):
+        raise ValueError("first\nsecond")
+
+    (result,) = runner.run_all(write_fixture("thing", {"y": np.ones(3)}), {"thing": broken})
+    assert result.error == "ValueError: first" and not result.ok
+    assert "\n" not in runner.table_row(result)
+
+
 @pytest.mark.parametrize("missing", ["config.json", "outputs.npz"])
-def test_a_fixture_without_its_files_is_an_error(tmp_path, missing):
-    write_fixture(tmp_path / "thing", {"y": np.ones(3)})
-    (tmp_path / "thing" / missing).unlink()
-    folder = tmp_path / "thing"
+def test_a_fixture_without_its_files_is_an_error(write_fixture, missing):
+    folder = write_fixture("thing", {"y": np.ones(3)})
+    (folder / missing).unlink()
     with pytest.raises(UserError, match="cannot be read"):
-        parity.run_fixture(folder, echo({"y": np.ones(3)}))
+        runner.run_fixture(folder, echo({"y": np.ones(3)}))
 
 
-def test_an_array_that_the_run_does_not_give_is_an_error(tmp_path):
-    write_fixture(tmp_path / "thing", {"y": np.ones(3), "z": np.ones(1)})
-    (result,) = parity.run_all(tmp_path, echo({"y": np.ones(3)}))
+def test_an_array_that_the_run_does_not_give_is_an_error(write_fixture):
+    folder = write_fixture("thing", {"y": np.ones(3), "z": np.ones(1)})
+    (result,) = runner.run_all(folder, echo({"y": np.ones(3)}))
     assert "no array 'z'" in result.error
     assert not result.ok
 
 
-def test_of_the_sink_script_only_the_rule_counts(tmp_path):
+def test_of_the_sink_script_only_the_rule_counts(write_fixture):
     names = ["a:evict0:nominal_kept", "a:evict0:recomputed_window", "a:published:evict0:sink"]
-    write_fixture(tmp_path / "sink_indices", {name: np.arange(3) for name in names})
-    run = {"sink_indices": lambda *_: {name: np.arange(3) for name in names[:2]}}
-    result = parity.run_fixture(tmp_path / "sink_indices", run)
+    folder = write_fixture("sink_indices", {name: np.arange(3) for name in names})
+    result = runner.run_fixture(folder, {"sink_indices": lambda _: {name: np.arange(3) for name in names[:2]}})
     assert list(result.arrays) == names[:2]
     assert result.ok
 
 
-def test_every_spelling_of_the_weights_is_run(tmp_path):
-    from safetensors.numpy import save_file
-
-    write_fixture(tmp_path / "thing", {"y": f4(1)})
-    for name, value in (("weights", 1), ("weights_peft_new", 2)):
-        save_file({"w": f4(value)}, tmp_path / "thing" / f"{name}.safetensors")
-    result = parity.run_fixture(tmp_path / "thing", {"thing": lambda f, c, i, weights: {"y": weights["w"]}})
+def test_every_spelling_of_the_weights_is_run(write_fixture):
+    folder = write_fixture("thing", {"y": f4(1)}, weights={"w": f4(1)}, weights_peft_new={"w": f4(2)})
+    result = runner.run_fixture(folder, {"thing": lambda fixture: {"y": fixture.weights["w"]}})
     assert {name: array.ok for name, array in result.arrays.items()} == {"y": True, "y@weights_peft_new": False}
 
 
-def test_the_command_prints_json_and_says_whether_all_is_well(tmp_path, capsys, monkeypatch):
-    write_fixture(tmp_path / "in" / "thing", {"y": f4(1, 2)})
-    monkeypatch.setattr(parity, "known_kinds", lambda: echo({"y": f4(1, 2)}))
-    assert parity.main([str(tmp_path / "in"), "--json"]) == 0
+def test_the_command_prints_json_and_says_whether_all_is_well(write_fixture, tmp_path, capsys, monkeypatch):
+    folder = str(write_fixture("thing", {"y": f4(1, 2)}).parent)
+    monkeypatch.setattr(runner, "KINDS", echo({"y": f4(1, 2)}))
+    assert runner.main([folder, "--json"]) == 0
     (record,) = json.loads(capsys.readouterr().out)
     assert {"name": "thing", "ok": True, "max_abs": 0.0, "max_rel": 0.0, "tolerance": 1e-4}.items() <= record.items()
     assert record["arrays"]["y"]["ok"]
-    monkeypatch.setattr(parity, "known_kinds", lambda: echo({"y": f4(1, np.nan)}))
-    assert parity.main([str(tmp_path / "in"), "--json"]) == 1
+    monkeypatch.setattr(runner, "KINDS", echo({"y": f4(1, np.nan)}))
+    assert runner.main([folder, "--json"]) == 1
     assert json.loads(capsys.readouterr().out)[0]["max_rel"] is None
-    assert parity.main([str(tmp_path / "in")]) == 1
+    assert runner.main([folder]) == 1
     assert "OFF" in capsys.readouterr().out
+
+
+def test_the_command_refuses_in_one_line(tmp_path):
     with pytest.raises(UserError, match="no folder"):
-        parity.main([str(tmp_path / "nowhere")])
+        runner.main([str(tmp_path / "nowhere")])
+    with pytest.raises(UserError, match="holds no fixture folder"):
+        runner.main([str(tmp_path)])
+    with pytest.raises(UserError, match="required: DIR"):
+        runner.main([])
 
 
-def test_all_kinds_are_known(fixtures_dir):
+def test_every_kind_has_its_fixture_here(fixtures_dir):
     kinds = {"llama_lora", "lvlm_forward", "lvlm_generate", "pos_embed_interp", "qwen_vit", "resampler_in",
              "resampler_in_kvproj", "resampler_out", "resampler_xl_v2", "schedulers", "sdxl_adapter", "sdxl_unet",
              "sdxl_vae", "sink_indices", "story_sample"}  # fmt: skip
-    assert set(parity.known_kinds()) == kinds
+    assert set(runner.KINDS) == kinds
+    assert {folder.name for folder in fixtures_dir.iterdir() if folder.is_dir()} == kinds
 
 
-@pytest.mark.parametrize(
-    "kind", ["pos_embed_interp", "resampler_in", "resampler_in_kvproj", "resampler_out", "qwen_vit"]
-)
-def test_vision(fixtures_dir, kind):
-    result = parity.run_fixture(fixtures_dir / kind, parity.known_kinds())
-    assert result.ok, parity.table_row(result)
-
-
-def test_one_fixture_alone(fixtures_dir, tmp_path):
-    shutil.copytree(fixtures_dir / "pos_embed_interp", tmp_path / "pos_embed_interp")
-    (result,) = parity.run_all(tmp_path / "pos_embed_interp", parity.known_kinds())
+def test_one_fixture_alone(fixtures_dir):
+    (result,) = runner.run_all(fixtures_dir / "pos_embed_interp")
     assert result.ok

@@ -105,15 +105,11 @@ def training_time_ids(
     crop_top: np.ndarray | int,
     crop_left: np.ndarray | int,
     target: np.ndarray | int,
-    *,
-    released_axes: bool = False,
 ) -> np.ndarray:
     """What SD-XL is told of a training picture: int32 [... 6] = height, width, crop top, crop left, target, target.
 
     All in pixels: the file's own size, the crop's offset after resizing, and the square that the model draws. Host
-    code (numpy). `released_axes` swaps the crop's two offsets, as the published data path does by mistake.
+    code (numpy).
     """
-    if released_axes:
-        crop_top, crop_left = crop_left, crop_top
     values = np.broadcast_arrays(height, width, crop_top, crop_left, target, target)
     return np.stack(values, axis=-1).astype(np.int32)

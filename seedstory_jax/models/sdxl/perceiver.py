@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from seedstory_jax.models.layer_stack import constrain, scan_layers, stack_layers
-from seedstory_jax.models.sdxl.unet_blocks import Recorder, discard, linear
+from seedstory_jax.models.sdxl.unet_blocks import linear
 
 LAYER_NORM_EPS = 1e-5
 SMALLEST_NORM = 1e-12
@@ -93,6 +93,11 @@ class PerceiverLayer(nnx.Module):
         self.attn = PerceiverAttention(config, rngs=rngs)
         self.ff = FeedForward(config, rngs=rngs)
 
+    def __call__(self, source: Float[Array, "b s d"], latents: Float[Array, "b q d"]) -> Float[Array, "b q d"]:
+        """The latents after reading the projected features."""
+        latents = constrain(latents + self.attn(source, latents), "iqd")
+        return latents + self.ff(latents)
+
 
 class AttentionPool(nnx.Module):
     """CLIP's pooling: the mean token, put in front, attends to all; own position table."""
@@ -108,21 +113,25 @@ class AttentionPool(nnx.Module):
         self.v_proj = linear(dim, dim, dtype=dtype, rngs=rngs)
         self.c_proj = linear(dim, config.output2_dim, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b q d"], record: Recorder = discard) -> Float[Array, "b p"]:
+    def __call__(self, x: Float[Array, "b q d"]) -> Float[Array, "b p"]:
         """[b q d] -> [b output2_dim]."""
+        tokens = self.with_mean(x)
+        return self.attend(tokens[:, :1], tokens)[:, 0]
+
+    def with_mean(self, x: Float[Array, "b q d"]) -> Float[Array, "b t d"]:
+        """The mean token and, behind it, all of them, with positions: t = q + 1."""
         tokens = jnp.concatenate([jnp.mean(x, axis=1, keepdims=True), x], axis=1)
-        tokens = tokens + self.positional_embedding[...].astype(tokens.dtype)
+        return tokens + self.positional_embedding[...].astype(tokens.dtype)
+
+    def attend(self, queries: Float[Array, "b k d"], tokens: Float[Array, "b t d"]) -> Float[Array, "b k p"]:
+        """What each query reads of the tokens, [b k output2_dim]."""
         heads = self.config.heads
-        # Only the first token is wanted; who records asks for all of them.
-        queries = tokens[:, :1] if record is discard else tokens
         mixed = jax.nn.dot_product_attention(
             _split_heads(self.q_proj(queries), heads),
             _split_heads(self.k_proj(tokens), heads),
             _split_heads(self.v_proj(tokens), heads),
         )
-        pooled = self.c_proj(mixed.reshape(*queries.shape[:2], -1))
-        record("attnpool_all_tokens", pooled)
-        return pooled[:, 0]
+        return self.c_proj(mixed.reshape(*queries.shape[:2], -1))
 
 
 class Perceiver(nnx.Module):
@@ -141,33 +150,19 @@ class Perceiver(nnx.Module):
         self.unet_proj_2 = linear(dim, config.output2_dim, dtype=dtype, rngs=rngs)
         self.unet_attnpool = AttentionPool(config, rngs=rngs)
 
-    def __call__(
-        self, features: Float[Array, "b s f"], record: Recorder = discard
-    ) -> tuple[Float[Array, "b q c"], Float[Array, "b p"]]:
+    def __call__(self, features: Float[Array, "b s f"]) -> tuple[Float[Array, "b q c"], Float[Array, "b p"]]:
         """Features [b s embedding_dim] -> tokens [b num_queries output1_dim + output2_dim], pooled [b output2_dim]."""
         dtype = jnp.dtype(self.config.dtype)
         normalized = normalize_over_tokens(constrain(features, "isd"))
-        record("x_normalized", normalized)
         source = constrain(self.proj_in(normalized.astype(dtype)), "isd")
-        record("after_proj_in", source)
         latents = jnp.broadcast_to(self.latents[...].astype(dtype), (features.shape[0], *self.latents.shape[1:]))
 
-        def step(layer: PerceiverLayer, latents: Array, _: None) -> tuple[Array, tuple[Array, Array] | None]:
-            attended = layer.attn(source, latents)
-            latents = constrain(latents + attended, "iqd")
-            fed = layer.ff(latents)
-            return latents + fed, (attended, fed) if record is not discard else None
+        def step(layer: PerceiverLayer, latents: Array, _: None) -> tuple[Array, None]:
+            return layer(source, latents), None
 
-        latents, parts = scan_layers(self.layers, step, latents)
-        if parts is not None:
-            for i in range(self.config.depth):
-                record(f"layer{i}_attn_out", parts[0][i])
-                record(f"layer{i}_ff_out", parts[1][i])
-        record("latents_last", latents)
-        hidden = self.norm_out(latents)
-        record("hidden_embeds", hidden)
+        hidden = self.norm_out(scan_layers(self.layers, step, latents)[0])
         tokens = jnp.concatenate([self.unet_proj_1(hidden), self.unet_proj_2(hidden)], axis=-1)
-        return tokens, self.unet_attnpool(hidden, record)
+        return tokens, self.unet_attnpool(hidden)
 
 
 def _split_heads(x: Float[Array, "b s d"], heads: int) -> Float[Array, "b s n h"]:

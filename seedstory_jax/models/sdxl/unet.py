@@ -15,16 +15,7 @@ from jaxtyping import Array, Float, Shaped
 
 from seedstory_jax.models.layer_stack import REMAT_POLICIES, constrain
 from seedstory_jax.models.sdxl.transformer_2d import Transformer2D, Transformer2DConfig
-from seedstory_jax.models.sdxl.unet_blocks import (
-    Downsample,
-    GroupNorm,
-    Recorder,
-    ResnetBlock,
-    Upsample,
-    conv,
-    discard,
-    linear,
-)
+from seedstory_jax.models.sdxl.unet_blocks import Downsample, GroupNorm, ResnetBlock, Upsample, conv, linear
 
 ATTENTION_DOWN, PLAIN_DOWN = "CrossAttnDownBlock2D", "DownBlock2D"
 ATTENTION_UP, PLAIN_UP = "CrossAttnUpBlock2D", "UpBlock2D"
@@ -122,32 +113,27 @@ class DownBlock(nnx.Module):
         channels = config.block_out_channels
         widths = [channels[max(level - 1, 0)]] + [channels[level]] * (config.layers_per_block - 1)
         self.resnets = nnx.List([_resnet(config, width, channels[level], rngs) for width in widths])
-        if config.down_block_types[level] == ATTENTION_DOWN:
-            self.attentions = nnx.List([_transformer(config, level, rngs) for _ in widths])
-        if level < len(channels) - 1:
-            self.downsampler = Downsample(channels[level], dtype=config.dtype, rngs=rngs)
+        attention = config.down_block_types[level] == ATTENTION_DOWN
+        self.attentions = nnx.List([_transformer(config, level, rngs) for _ in widths if attention])
+        last = level == len(channels) - 1
+        self.downsampler = None if last else Downsample(channels[level], dtype=config.dtype, rngs=rngs)
 
     def __call__(
         self,
         x: Float[Array, "b h w c"],
         embedding: Float[Array, "b e"],
         condition: Float[Array, "b s d"],
-        name: str = "",
-        record: Recorder = discard,
     ) -> tuple[Float[Array, "b hh ww o"], list[Array]]:
         """The block's output, and every image that the way up will read."""
         skips = []
         for i, resnet in enumerate(self.resnets):
             x = _checkpointed(resnet, self.config.remat, x, embedding)
-            record(f"{name}.resnets.{i}", x)
-            if hasattr(self, "attentions"):
+            if self.attentions:
                 x = self.attentions[i](x, condition)
-                record(f"{name}.attentions.{i}", x)
             skips.append(x)
-        if hasattr(self, "downsampler"):
+        if self.downsampler is not None:
             x = self.downsampler(x)
             skips.append(x)
-        record(name, x)
         return x, skips
 
 
@@ -166,18 +152,11 @@ class MidBlock(nnx.Module):
         x: Float[Array, "b h w c"],
         embedding: Float[Array, "b e"],
         condition: Float[Array, "b s d"],
-        name: str = "",
-        record: Recorder = discard,
     ) -> Float[Array, "b h w c"]:
         """Same shape out as in."""
         x = _checkpointed(self.resnets[0], self.config.remat, x, embedding)
-        record(f"{name}.resnets.0", x)
         x = self.attentions[0](x, condition)
-        record(f"{name}.attentions.0", x)
-        x = _checkpointed(self.resnets[1], self.config.remat, x, embedding)
-        record(f"{name}.resnets.1", x)
-        record(name, x)
-        return x
+        return _checkpointed(self.resnets[1], self.config.remat, x, embedding)
 
 
 class UpBlock(nnx.Module):
@@ -192,10 +171,9 @@ class UpBlock(nnx.Module):
         own = [channels[min(level + 1, last_level)]] + [channels[level]] * (count - 1)
         kept = [channels[level]] * (count - 1) + [channels[max(level - 1, 0)]]
         self.resnets = nnx.List([_resnet(config, a + b, channels[level], rngs) for a, b in zip(own, kept, strict=True)])
-        if config.up_block_types[last_level - level] == ATTENTION_UP:
-            self.attentions = nnx.List([_transformer(config, level, rngs) for _ in range(count)])
-        if level > 0:
-            self.upsampler = Upsample(channels[level], dtype=config.dtype, rngs=rngs)
+        attention = config.up_block_types[last_level - level] == ATTENTION_UP
+        self.attentions = nnx.List([_transformer(config, level, rngs) for _ in range(count) if attention])
+        self.upsampler = Upsample(channels[level], dtype=config.dtype, rngs=rngs) if level > 0 else None
 
     def __call__(
         self,
@@ -203,20 +181,13 @@ class UpBlock(nnx.Module):
         skips: list[Array],
         embedding: Float[Array, "b e"],
         condition: Float[Array, "b s d"],
-        name: str = "",
-        record: Recorder = discard,
     ) -> Float[Array, "b hh ww o"]:
         """Reads `skips`, one a resnet, oldest first."""
         for i, (resnet, skip) in enumerate(zip(self.resnets, reversed(skips), strict=True)):
             x = _checkpointed(resnet, self.config.remat, jnp.concatenate([x, skip], axis=-1), embedding)
-            record(f"{name}.resnets.{i}", x)
-            if hasattr(self, "attentions"):
+            if self.attentions:
                 x = self.attentions[i](x, condition)
-                record(f"{name}.attentions.{i}", x)
-        if hasattr(self, "upsampler"):
-            x = self.upsampler(x)
-        record(name, x)
-        return x
+        return x if self.upsampler is None else self.upsampler(x)
 
 
 class UNet(nnx.Module):
@@ -245,7 +216,6 @@ class UNet(nnx.Module):
         encoder_tokens: Float[Array, "b s d"],
         pooled: Float[Array, "b p"],
         time_ids: Shaped[Array, "b 6"],
-        record: Recorder = discard,
     ) -> Float[Array, "b h w o"]:
         """Predicts from noisy latents (already scaled to the model's input) what the scheduler's prediction type says.
 
@@ -255,7 +225,6 @@ class UNet(nnx.Module):
             encoder_tokens: the condition that image positions attend to.
             pooled: the condition as one vector.
             time_ids: height, width, crop top, crop left, target height, target width in pixels.
-            record: is shown intermediate values under their published names.
 
         Returns:
             float32 [b h w out_channels].
@@ -264,32 +233,28 @@ class UNet(nnx.Module):
         if height % self.config.downscale or width % self.config.downscale:
             raise ValueError(f"UNet: {height} x {width} latents, must be multiples of {self.config.downscale}")
         dtype = jnp.dtype(self.config.dtype)
-        embedding = self._embed(timesteps, pooled, time_ids, record)
+        embedding = self._embed(timesteps, pooled, time_ids)
         condition = encoder_tokens.astype(dtype)
 
         x = constrain(self.conv_in(constrain(latents, "ihwc").astype(dtype)), "ihwc")
-        record("conv_in", x)
         skips = [[x]]
-        for level, block in enumerate(self.down_blocks):
-            x, kept = block(x, embedding, condition, f"down_blocks.{level}", record)
+        for block in self.down_blocks:
+            x, kept = block(x, embedding, condition)
             skips.append(kept)
-        x = self.mid_block(x, embedding, condition, "mid_block", record)
+        x = self.mid_block(x, embedding, condition)
         stack = [image for kept in skips for image in kept]
-        for i, block in enumerate(self.up_blocks):
+        for block in self.up_blocks:
             count = len(block.resnets)
-            x = block(x, stack[-count:], embedding, condition, f"up_blocks.{i}", record)
+            x = block(x, stack[-count:], embedding, condition)
             stack = stack[:-count]
         return self.conv_out(jax.nn.silu(self.conv_norm_out(x))).astype(jnp.float32)
 
-    def _embed(self, timesteps: Array, pooled: Array, time_ids: Array, record: Recorder) -> Float[Array, "b e"]:
+    def _embed(self, timesteps: Array, pooled: Array, time_ids: Array) -> Float[Array, "b e"]:
         dtype = jnp.dtype(self.config.dtype)
         time_proj = sinusoidal_embedding(timesteps, self.config.block_out_channels[0])
-        record("time_proj", time_proj)
         time_embedding = self.time_embedding(time_proj.astype(dtype))
-        record("time_embedding", time_embedding)
         sizes = sinusoidal_embedding(time_ids, self.config.addition_time_embed_dim).reshape(time_ids.shape[0], -1)
         added = self.add_embedding(jnp.concatenate([pooled.astype(dtype), sizes.astype(dtype)], axis=-1))
-        record("add_embedding", added)
         return time_embedding + added
 
 

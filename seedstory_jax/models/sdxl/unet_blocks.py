@@ -4,8 +4,6 @@ Arrays are NHWC, kernels HWIO. Attribute names follow the published (diffusers) 
 their paths.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -13,13 +11,6 @@ from jaxtyping import Array, Float
 
 from seedstory_jax.models.dense import Linear
 from seedstory_jax.models.layer_stack import constrain
-
-# Called with a published module path and that module's output; tests and the parity command listen, nobody else does.
-Recorder = Callable[[str, Array], None]
-
-
-def discard(name: str, value: Array) -> None:
-    """The recorder that keeps nothing."""
 
 
 def conv(
@@ -122,8 +113,8 @@ class ResnetBlock(nnx.Module):
             self.time_emb_proj = linear(time_embed_dim, out_channels, dtype=dtype, rngs=rngs)
         self.norm2 = GroupNorm(out_channels, groups, eps, rngs=rngs)
         self.conv2 = conv(out_channels, out_channels, dtype=dtype, zero=zero, rngs=rngs)
-        if in_channels != out_channels:
-            self.conv_shortcut = conv(in_channels, out_channels, kernel=1, dtype=dtype, rngs=rngs)
+        projected = in_channels != out_channels
+        self.conv_shortcut = conv(in_channels, out_channels, kernel=1, dtype=dtype, rngs=rngs) if projected else None
 
     def __call__(
         self, x: Float[Array, "b h w c"], time_embedding: Float[Array, "b e"] | None = None
@@ -133,7 +124,7 @@ class ResnetBlock(nnx.Module):
         if time_embedding is not None:
             hidden = hidden + self.time_emb_proj(jax.nn.silu(time_embedding))[:, None, None, :]
         hidden = self.conv2(jax.nn.silu(self.norm2(hidden)))
-        shortcut = self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x
+        shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x)
         return constrain(shortcut + hidden, "ihwc")
 
 

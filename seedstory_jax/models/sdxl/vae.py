@@ -11,16 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from seedstory_jax.models.sdxl.unet_blocks import (
-    Downsample,
-    GroupNorm,
-    Recorder,
-    ResnetBlock,
-    Upsample,
-    conv,
-    discard,
-    linear,
-)
+from seedstory_jax.models.sdxl.unet_blocks import Downsample, GroupNorm, ResnetBlock, Upsample, conv, linear
 
 NORM_EPS = 1e-6
 LOGVAR_RANGE = (-30.0, 20.0)
@@ -85,14 +76,14 @@ class DownBlock(nnx.Module):
         """`last` leaves the downsampling out."""
         widths = [in_channels] + [out_channels] * (config.layers_per_block - 1)
         self.resnets = nnx.List([_resnet(width, out_channels, config, rngs) for width in widths])
-        if not last:
-            self.downsampler = Downsample(out_channels, pad_end_only=True, dtype=config.dtype, rngs=rngs)
+        down = None if last else Downsample(out_channels, pad_end_only=True, dtype=config.dtype, rngs=rngs)
+        self.downsampler = down
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b hh ww o"]:
         """[b h w c] -> [b h/2 w/2 o], or the same size at the last level."""
         for resnet in self.resnets:
             x = resnet(x)
-        return self.downsampler(x) if hasattr(self, "downsampler") else x
+        return x if self.downsampler is None else self.downsampler(x)
 
 
 class UpBlock(nnx.Module):
@@ -102,14 +93,13 @@ class UpBlock(nnx.Module):
         """`last` leaves the upsampling out."""
         widths = [in_channels] + [out_channels] * config.layers_per_block
         self.resnets = nnx.List([_resnet(width, out_channels, config, rngs) for width in widths])
-        if not last:
-            self.upsampler = Upsample(out_channels, dtype=config.dtype, rngs=rngs)
+        self.upsampler = None if last else Upsample(out_channels, dtype=config.dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b hh ww o"]:
         """[b h w c] -> [b 2h 2w o], or the same size at the last level."""
         for resnet in self.resnets:
             x = resnet(x)
-        return self.upsampler(x) if hasattr(self, "upsampler") else x
+        return x if self.upsampler is None else self.upsampler(x)
 
 
 class Encoder(nnx.Module):
@@ -130,15 +120,12 @@ class Encoder(nnx.Module):
         self.conv_norm_out = GroupNorm(channels[-1], config.norm_num_groups, NORM_EPS, rngs=rngs)
         self.conv_out = conv(channels[-1], 2 * config.latent_channels, dtype=config.dtype, rngs=rngs)
 
-    def __call__(self, images: Float[Array, "b h w c"], record: Recorder = discard) -> Float[Array, "b hl wl m"]:
+    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b hl wl m"]:
         """[b h w c] in [-1, 1] -> [b h/8 w/8 2 latent_channels]."""
         x = self.conv_in(images)
-        record("encoder.conv_in", x)
-        for i, block in enumerate(self.down_blocks):
+        for block in self.down_blocks:
             x = block(x)
-            record(f"encoder.down_blocks.{i}", x)
         x = self.mid_block(x)
-        record("encoder.mid_block", x)
         return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
 
 
@@ -160,15 +147,11 @@ class Decoder(nnx.Module):
         self.conv_norm_out = GroupNorm(channels[-1], config.norm_num_groups, NORM_EPS, rngs=rngs)
         self.conv_out = conv(channels[-1], config.out_channels, dtype=config.dtype, rngs=rngs)
 
-    def __call__(self, latents: Float[Array, "b hl wl c"], record: Recorder = discard) -> Float[Array, "b h w o"]:
+    def __call__(self, latents: Float[Array, "b hl wl c"]) -> Float[Array, "b h w o"]:
         """[b h/8 w/8 latent_channels] -> [b h w 3], roughly in [-1, 1]."""
-        x = self.conv_in(latents)
-        record("decoder.conv_in", x)
-        x = self.mid_block(x)
-        record("decoder.mid_block", x)
-        for i, block in enumerate(self.up_blocks):
+        x = self.mid_block(self.conv_in(latents))
+        for block in self.up_blocks:
             x = block(x)
-            record(f"decoder.up_blocks.{i}", x)
         return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
 
 
@@ -188,9 +171,7 @@ class VAE(nnx.Module):
             self.skip_encode = linear(pixels, latents, dtype=config.dtype, rngs=rngs)
             self.skip_decode = linear(latents, pixels, dtype=config.dtype, rngs=rngs)
 
-    def encode(
-        self, images: Float[Array, "b h w c"], record: Recorder = discard
-    ) -> tuple[Float[Array, "b hl wl l"], Float[Array, "b hl wl l"]]:
+    def encode(self, images: Float[Array, "b h w c"]) -> tuple[Float[Array, "b hl wl l"], Float[Array, "b hl wl l"]]:
         """Images in [-1, 1] -> mean and log variance of their (unscaled) latents.
 
         Raises ValueError if height or width is no multiple of `config.downscale`.
@@ -198,16 +179,14 @@ class VAE(nnx.Module):
         _, height, width, _ = images.shape
         if height % self.config.downscale or width % self.config.downscale:
             raise ValueError(f"VAE.encode: {height} x {width} pixels, must be multiples of {self.config.downscale}")
-        moments = self.quant_conv(self.encoder(images, record))
-        record("moments", moments)
-        mean, logvar = jnp.split(moments, 2, axis=-1)
+        mean, logvar = jnp.split(self.quant_conv(self.encoder(images)), 2, axis=-1)
         if self.config.linear_skip:
             mean = mean + self.skip_encode(to_patches(images, self.config.downscale))
         return mean, jnp.clip(logvar, *LOGVAR_RANGE)
 
-    def decode(self, latents: Float[Array, "b hl wl l"], record: Recorder = discard) -> Float[Array, "b h w o"]:
+    def decode(self, latents: Float[Array, "b hl wl l"]) -> Float[Array, "b h w o"]:
         """Unscaled latents -> images, roughly in [-1, 1] (not clamped)."""
-        images = self.decoder(self.post_quant_conv(latents), record)
+        images = self.decoder(self.post_quant_conv(latents))
         if self.config.linear_skip:
             images = images + from_patches(self.skip_decode(latents), self.config.downscale)
         return images

@@ -75,10 +75,8 @@ def test_noise_is_mixed_by_variance():
     np.testing.assert_allclose(add_noise(config, clean, noise, jnp.asarray([0, 999]))[:, 0], expected, rtol=1e-6)
 
 
-def test_time_ids_and_the_released_slip():
-    arguments = (480, 640, 0, 80, 1024)
-    np.testing.assert_array_equal(training_time_ids(*arguments), [480, 640, 0, 80, 1024, 1024])
-    np.testing.assert_array_equal(training_time_ids(*arguments, released_axes=True), [480, 640, 80, 0, 1024, 1024])
+def test_time_ids_are_sizes_in_pixels():
+    np.testing.assert_array_equal(training_time_ids(480, 640, 0, 80, 1024), [480, 640, 0, 80, 1024, 1024])
 
 
 @pytest.mark.parametrize("change", [{"output1_dim": 3}, {"output1_dim": 3, "output2_dim": 5}])

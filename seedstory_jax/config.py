@@ -140,6 +140,7 @@ class StoryStageConfig(StageConfig):
     """Stage 2. `supervise`: the last turn of a random prefix (published) or "all" turns of a row at once."""
 
     supervise: str = "last"
+    response_apart: bool = True  # tokenise the learned turn apart, as published (data.token_rows.SequenceConfig)
     max_length: int = 1280  # tokens a row; longer ones are left out and counted
     max_turns: int = 10
     turns: str = "prefix"  # how a row's turns are chosen: data.sequence.choose_turns; "window+opening" mixes evenly

@@ -1,4 +1,4 @@
-"""Files of named tensors, read lazily: safetensors mapped into memory, torch's `.bin`/`.pt` without running their code.
+"""Files of named tensors, read lazily: safetensors and torch's archives, both mapped into memory.
 
 Nothing is read before a tensor is asked for, and what is read belongs to the page cache, not to the process.
 """
@@ -6,7 +6,6 @@ Nothing is read before a tensor is asked for, and what is read belongs to the pa
 import hashlib
 import json
 import math
-import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from seedstory_jax.convert.rules import contiguous
+from seedstory_jax.convert.torch_archive import TorchArchive
 from seedstory_jax.errors import UserError
 from seedstory_jax.files import read_json
 
@@ -34,7 +34,6 @@ SAFETENSORS_DTYPES = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
-WRAPPERS = ("state_dict", "module", "model")  # keys under which training scripts nest the tensors
 SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})$")
 
 
@@ -98,76 +97,15 @@ def _entry(name: str, entry: Mapping[str, Any]) -> tuple[np.dtype, tuple[int, ..
     return dtype, shape, start, stop
 
 
-class TorchFile(Mapping[str, np.ndarray]):
-    """One `.bin`, `.pt` or `.pth` file of tensors, opened by torch with `weights_only=True`: no code of it runs."""
-
-    def __init__(self, path: Path):
-        """Reads names and shapes; raises UserError without torch, or for a file that is broken or not only tensors."""
-        self.path = path
-        try:
-            import torch
-        except ImportError as error:
-            raise UserError(
-                f"{path} needs torch to be read: pip install torch (the CPU build will do), or use a .safetensors file"
-            ) from error
-        try:
-            try:
-                state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-            except RuntimeError as error:
-                if "mmap" not in str(error):
-                    raise
-                # A file of before torch 1.6 cannot be mapped; it is read whole.
-                state = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else "not readable"
-            raise UserError(
-                f"{path}: refused: it is damaged or holds code beside tensors, which loading would run ({reason})"
-            ) from error
-        except Exception as error:  # whatever a torn zip archive makes torch raise
-            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else "no reason given"
-            raise UserError(f"{path}: damaged or no torch file: {type(error).__name__}: {reason}") from error
-        while isinstance(state, Mapping) and (key := next((key for key in WRAPPERS if key in state), None)):
-            if not isinstance(state[key], Mapping):
-                break
-            state = state[key]
-        if not isinstance(state, Mapping):
-            raise UserError(f"{path}: holds a {type(state).__name__}, not tensors by name")
-        strangers = [str(name) for name, value in state.items() if not isinstance(value, torch.Tensor)]
-        if strangers:
-            raise UserError(f"{path}: {len(strangers)} entries are no tensors: {', '.join(strangers[:5])}")
-        self._state = dict(state)
-        self._bfloat16 = torch.bfloat16
-        self._int16 = torch.int16
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        tensor = self._state[name].detach()
-        if tensor.dtype == self._bfloat16:
-            return tensor.contiguous().view(self._int16).numpy().view(ml_dtypes.bfloat16)
-        return tensor.numpy()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._state)
-
-    def __len__(self) -> int:
-        return len(self._state)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor."""
-        return tuple(self._state[name].shape)
-
-    def dtype(self, name: str) -> np.dtype:
-        """Dtype of a tensor, as numpy (with ml_dtypes) calls it."""
-        name = str(self._state[name].dtype).removeprefix("torch.")
-        return np.dtype(getattr(ml_dtypes, name, None) or name)
-
-
 class Tensors(Mapping[str, np.ndarray]):
     """The tensors of one or more files, e.g. of all shards of a model; a name may stand in one of them only."""
 
-    def __init__(self, files: Sequence[SafetensorsFile | TorchFile], keep: Callable[[str], bool] = lambda name: True):
+    def __init__(
+        self, files: Sequence[SafetensorsFile | TorchArchive], keep: Callable[[str], bool] = lambda name: True
+    ):
         """`keep` filters names, e.g. for the part of a larger model that is wanted."""
         self.files = tuple(files)
-        self._where: dict[str, SafetensorsFile | TorchFile] = {}
+        self._where: dict[str, SafetensorsFile | TorchArchive] = {}
         for file in files:
             for name in file:
                 if name in self._where:
@@ -197,11 +135,11 @@ class Tensors(Mapping[str, np.ndarray]):
         return Tensors(self.files, keep)
 
 
-def open_file(path: Path) -> SafetensorsFile | TorchFile:
+def open_file(path: Path) -> SafetensorsFile | TorchArchive:
     """One file of tensors, by its ending; raises UserError if there is none or it is broken."""
     if not path.is_file():
         raise UserError(f"no file {path}")
-    return SafetensorsFile(path) if path.suffix == ".safetensors" else TorchFile(path)
+    return SafetensorsFile(path) if path.suffix == ".safetensors" else TorchArchive(path)
 
 
 def weight_files(folder: Path, stem: str = "*") -> list[Path]:

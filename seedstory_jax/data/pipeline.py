@@ -18,6 +18,7 @@ from seedstory_jax.data.storystream import Story, StoryDataset
 from seedstory_jax.data.text_tokenizer import StoryTokenizer
 from seedstory_jax.data.token_rows import (
     SequenceConfig,
+    TurnIds,
     check_tokens,
     choose_turns,
     encode_turns,
@@ -151,19 +152,21 @@ class ExampleSource:
         self.stories, self.tokenizer, self.plan, self.config = stories, tokenizer, plan, config
         self.images, self.max_bad = dict(images or {}), max_bad
         self.bad: dict[int, str] = {}
-        self._ids: dict[int, tuple[list[list[int]], list[list[int]]]] = {}
+        self._ids: dict[int, TurnIds] = {}
+        check_tokens(config, tokenizer)
 
-    def turns_of(self, story: int) -> tuple[list[list[int]], list[list[int]]]:
+    def turns_of(self, story: int) -> TurnIds:
         """Token ids of a story's captions, encoded once."""
         if story not in self._ids:
-            self._ids[story] = encode_turns(self.tokenizer, self.stories[story].captions)
+            self._ids[story] = encode_turns(self.tokenizer, self.stories[story].captions, self.config)
         return self._ids[story]
 
     def length_of(self, choice: RowChoice) -> int:
         """Tokens of the row of one choice, before anything is read."""
-        first, later = self.turns_of(choice.story)
-        counts = [len(first[choice.turns[0]]), *(len(later[turn]) for turn in choice.turns[1:])]
-        return row_length(counts, self.config, ends_story=choice.turns[-1] == len(first) - 1)
+        ids = self.turns_of(choice.story)
+        first, later = ids.row(choice.turns)
+        counts = [len(first), *map(len, later)]
+        return row_length(counts, self.config, ends_story=choice.turns[-1] == len(ids.first) - 1)
 
     def __getitem__(self, place: int) -> Row:
         return self.row(place)
@@ -206,13 +209,12 @@ class ExampleSource:
 
     def read(self, choice: RowChoice) -> Row:
         """The row of one choice."""
-        first, later = self.turns_of(choice.story)
+        ids = self.turns_of(choice.story)
         row = story_row(
             self.tokenizer,
-            first[choice.turns[0]],
-            [later[turn] for turn in choice.turns[1:]],
+            *ids.row(choice.turns),
             self.config,
-            ends_story=choice.turns[-1] == len(first) - 1,
+            ends_story=choice.turns[-1] == len(ids.first) - 1,
             position_offset=choice.position_offset,
         )
         for name, read in self.images.items():

@@ -1,11 +1,12 @@
 """Words to numbers: any Hugging Face tokenizer folder that knows image tokens, and the toy's own.
 
-The image tokens are `<img>`, `</img>` and `<img_00000>` onwards, 64 as published. How many there are and their numbers
-are asked of the tokenizer: nothing relies on their order.
+The image tokens are `<img>`, `</img>` and `<img_00000>`, `<img_00001>` and on: 64 in the published tokenizer, in others
+as many as there are. Their numbers are asked of the tokenizer: nothing relies on their order.
 """
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ class StoryTokenizer:
     """A tokenizer folder with what a story needs of it.
 
     bos, eos, unk, pad, boi, eoi: token ids (pad falls back to eos, as the published tokenizer has none);
-    image_ids: the query tokens' ids in order, as many as it has; inst_ids: what `[INST]` becomes on its own (one id in
+    image_ids: the query tokens' ids in order, all that there are; inst_ids: what `[INST]` becomes on its own (one id in
     the toy's tokenizer, several pieces in LLaMA's).
     """
 
@@ -41,16 +42,22 @@ class StoryTokenizer:
         self.pad = self._id(pad) if pad else self.eos
         self.unk = self._tokenizer.token_to_id(unk)
         self.boi, self.eoi = self._id(BOI), self._id(EOI)
-        self.image_ids = [self._id(image_token(0))]
-        while (number := self._tokenizer.token_to_id(image_token(len(self.image_ids)))) is not None:
-            self.image_ids.append(number)
+        self.image_ids = self._image_ids()
         self.inst_ids = self.encode(INST)
 
     def _id(self, token: str) -> int:
         number = self._tokenizer.token_to_id(token)
         if number is None:
-            raise UserError(f"the tokenizer in {self.folder} has no token {token!r}; a story needs it")
+            raise UserError(
+                f"the tokenizer in {self.folder} has no token {token!r}; a story needs {BOI}, {EOI} and "
+                f"{image_token(0)} onwards, as many as an image takes"
+            )
         return number
+
+    def _image_ids(self) -> list[int]:
+        pattern = re.compile(r"<img_(\d{5})>")
+        known = {int(hit[1]) for name in self._tokenizer.get_vocab() if (hit := pattern.fullmatch(name))}
+        return [self._id(image_token(number)) for number in range(max(known, default=0) + 1)]
 
     def __len__(self) -> int:
         return self.vocab_size
@@ -78,12 +85,16 @@ class StoryTokenizer:
         return BOI + "".join(map(image_token, numbers)) + EOI
 
     def first_turn(self, caption: str) -> list[int]:
-        """Ids of a story's first caption, without bos."""
-        return self.encode(caption)
+        """Ids of a story's first caption, without bos (its trailing blanks are the image's to swallow)."""
+        return self.encode(caption + BOI)[:-1]
 
     def next_turn(self, caption: str) -> list[int]:
         """Ids of `[INST]caption` as it reads behind an image (a prefix blank depends on what stands before)."""
-        return self.encode(EOI + INST + caption)[1:]
+        return self.encode(EOI + INST + caption + BOI)[1:-1]
+
+    def response_turn(self, caption: str) -> list[int]:
+        """Ids of `[INST]caption` on its own, as the published rows write the turn that is learned."""
+        return self.encode(INST + caption + BOI)[:-1]
 
     def refuse_markup(self, text: str) -> None:
         """Raise UserError if a person's text holds one of the tokens that structure a story."""
@@ -103,10 +114,11 @@ def _load(folder: Path):
         names = json.loads(config.read_text()) if config.is_file() else {}
         if (folder / "tokenizer.json").is_file():
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        elif (folder / "tokenizer.model").is_file():  # sentencepiece only: transformers knows how to convert it
-            from transformers import AutoTokenizer
+        elif (folder / "tokenizer.model").is_file():  # as published: sentencepiece alone
+            from seedstory_jax.data.fast_tokenizer import equal_tokenizer
+            from seedstory_jax.data.slow_tokenizer import read_slow_tokenizer
 
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), use_fast=True).backend_tokenizer
+            tokenizer, _ = equal_tokenizer(read_slow_tokenizer(folder))
         else:
             raise UserError(f"{folder} holds no tokenizer: expected tokenizer.json or tokenizer.model in it")
     except UserError:

@@ -27,6 +27,8 @@ class SequenceConfig:
     supervise_first: with "all", learn the first turn, too (rows that begin in mid-story).
     end: "always" puts a supervised `</s>` behind the last image, as published; "story_end" only where the story ends;
     "auto": "always" for "last" and "story_end" for "all".
+    response_apart: with "last", tokenise the learned turn apart from what stands before it, as published. With LLaMA's
+        `legacy=False` its first piece is another one then; "all" reads its turns again, so they are as they are read.
     max_tokens, max_images: the row's static size.
     """
 
@@ -36,6 +38,7 @@ class SequenceConfig:
     supervise: str = "last"
     supervise_first: bool = False
     end: str = "auto"
+    response_apart: bool = True
 
     def __post_init__(self):
         if self.supervise not in ("last", "all"):
@@ -54,14 +57,26 @@ class RowTooLong(ValueError):
     """A row needs more tokens or images than the config's static size; it is dropped, never cut."""
 
 
-def encode_turns(tokenizer: StoryTokenizer, captions: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:
-    """Token ids of each caption as a row's first turn and as a later one (with its `[INST]`).
+@dataclass(frozen=True)
+class TurnIds:
+    """Token ids of a story's captions, by where in a row they stand; any turn can be the first of a row."""
 
-    Do this once a dataset; any turn can then be the first of a row.
-    """
-    return [tokenizer.first_turn(caption) for caption in captions], [
-        tokenizer.next_turn(caption) for caption in captions
-    ]
+    first: list[list[int]]  # bare
+    later: list[list[int]]  # with their `[INST]`, behind an image
+    learned: list[list[int]]  # likewise, as the row's last turn
+
+    def row(self, turns: Sequence[int]) -> tuple[list[int], list[list[int]]]:
+        """(first turn, later turns) of a row that shows these turns, as `story_row` takes them."""
+        later = [self.later[turn] for turn in turns[1:-1]] + [self.learned[turn] for turn in turns[1:][-1:]]
+        return self.first[turns[0]], later
+
+
+def encode_turns(tokenizer: StoryTokenizer, captions: Sequence[str], config: SequenceConfig) -> TurnIds:
+    """The ids of a story's captions; do this once a dataset."""
+    later = [tokenizer.next_turn(caption) for caption in captions]
+    apart = config.supervise == "last" and config.response_apart
+    learned = [tokenizer.response_turn(caption) for caption in captions] if apart else later
+    return TurnIds([tokenizer.first_turn(caption) for caption in captions], later, learned)
 
 
 class _Row:
@@ -230,6 +245,6 @@ def check_tokens(config: SequenceConfig, tokenizer: StoryTokenizer) -> None:
     """Raise UserError if the tokenizer has fewer image tokens than the config wants."""
     if config.num_image_tokens > len(tokenizer.image_ids):
         raise UserError(
-            f"{config.num_image_tokens} image tokens are configured, the tokenizer has {len(tokenizer.image_ids)}: "
-            "lower the input resampler's grid_size"
+            f"{config.num_image_tokens} image tokens are configured, the tokenizer in {tokenizer.folder} has "
+            f"{len(tokenizer.image_ids)}: lower model.story.input_resampler.grid_size or take another data.tokenizer"
         )

@@ -51,6 +51,7 @@ class ExampleBatches:
             max_tokens=stage.max_length,
             max_images=max(stage.max_turns, stage.max_length // (queries + 3)) if packed else stage.max_turns,
             supervise=stage.supervise,
+            response_apart=stage.response_apart,
         )
         readers = {name: _AtTurns(source.offsets, rows) for name, rows in images.items()}
         self.rows = ExampleSource(source.stories, tokenizer, plan, layout, readers, max_bad=config.data.max_bad)

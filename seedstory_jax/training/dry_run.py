@@ -164,6 +164,7 @@ class _RandomTokenizer(StoryTokenizer):
     """Every caption has as many tokens as fill a row."""
 
     def __init__(self, config: Config):
+        self.folder = "no folder"
         self.pad, self.bos, self.eos = 0, 1, 2
         vocabulary, queries = config.model.story.llama.vocab_size, config.model.story.num_image_tokens
         self.boi, self.eoi = vocabulary - 2, vocabulary - 1
@@ -176,4 +177,4 @@ class _RandomTokenizer(StoryTokenizer):
     def first_turn(self, caption: str) -> list[int]:
         return [3 + number % (self.most - 3) for number in range(self.words)]
 
-    next_turn = first_turn
+    next_turn = response_turn = first_turn

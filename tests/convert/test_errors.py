@@ -192,14 +192,6 @@ def test_verify_wants_a_converted_model_and_says_what_is_missing(published, vae)
     assert any("bytes differ" in complaint for complaint in complaints)
 
 
-def test_older_torch_files_are_read_whole(tmp_path):
-    torch = pytest.importorskip("torch")
-    torch.save({"llm.x": torch.arange(3.0)}, tmp_path / "old.bin", _use_new_zipfile_serialization=False)
-    from seedstory_jax.convert.tensor_files import TorchFile
-
-    np.testing.assert_array_equal(TorchFile(tmp_path / "old.bin")["llm.x"], [0, 1, 2])
-
-
 def test_a_name_in_two_files_is_refused(tmp_path):
     ones = {"a": Outgoing((2,), np.dtype("f4"), lambda: np.ones(2))}
     for name in ("x", "y"):

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from seedstory_jax.data.text_tokenizer import StoryTokenizer, toy_tokenizer, train_tokenizer
+from seedstory_jax.data.token_rows import SequenceConfig, check_tokens
 from seedstory_jax.errors import UserError
 from seedstory_jax.toy.world import toy_captions
 
@@ -68,7 +69,12 @@ def test_refusals(tmp_path):
     data = json.loads((tokenizer.folder / "tokenizer.json").read_text())
     data["added_tokens"] = [token for token in data["added_tokens"] if token["content"] != "<img_00000>"]
     (tmp_path / "tokenizer.json").write_text(json.dumps(data))
-    with pytest.raises(UserError, match="no token '<img_00000>'"):
+    assert len(StoryTokenizer(tmp_path).image_ids) == 63
+    with pytest.raises(UserError, match=r"64 image tokens are configured, the tokenizer in .* has 63"):
+        check_tokens(SequenceConfig(), StoryTokenizer(tmp_path))
+    data["added_tokens"] = [token for token in data["added_tokens"] if token["content"] != "<img_00007>"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    with pytest.raises(UserError, match="no token '<img_00007>'"):
         StoryTokenizer(tmp_path)
 
 

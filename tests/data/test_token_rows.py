@@ -21,8 +21,8 @@ def tokenizer(tmp_path_factory):
 
 
 def row_of(tokenizer, captions, config, **options):
-    first, later = encode_turns(tokenizer, captions)
-    return story_row(tokenizer, first[0], later[1:], config, **options)
+    ids = encode_turns(tokenizer, captions, config)
+    return story_row(tokenizer, *ids.row(range(len(captions))), config, **options)
 
 
 def spell(tokenizer, row, name="ids"):

@@ -13,6 +13,7 @@ from seedstory_jax.config import Config
 from seedstory_jax.data.pipeline import HOST_FIELDS
 from seedstory_jax.distributed import on_host
 from seedstory_jax.features.run_data import RunData
+from seedstory_jax.generation.build import render_images
 from seedstory_jax.models.parameters import Parameters
 from seedstory_jax.models.sdxl.detokenizer import denoising_loss, training_time_ids
 from seedstory_jax.training.batches import ExampleBatches, Places
@@ -20,7 +21,7 @@ from seedstory_jax.training.flops import adapt_step_flops
 from seedstory_jax.training.loop import Metrics, Stage
 from seedstory_jax.training.metrics import StepSize
 from seedstory_jax.training.preview_images import write_grid
-from seedstory_jax.training.stages.detokenizer import PREVIEW_PICTURES, draw_latents, draw_pictures
+from seedstory_jax.training.stages.detokenizer import PREVIEW_PICTURES, draw_latents
 from seedstory_jax.training.stages.story import losses_of
 from seedstory_jax.training.validation import HeldOut
 
@@ -52,7 +53,7 @@ def adapt_stage(config: Config, run_data: RunData, parameters: Parameters) -> St
         regressed, chosen = on_host(shown_features({**own, **trained}, fields))
         places = np.take_along_axis(first["picture"], chosen, axis=1).reshape(-1)[:PREVIEW_PICTURES]
         true = run_data.train.read(places, run_data.pixel_transform)
-        write_grid(folder, step, [true, draw_pictures(config, {**parameters, **trained}, regressed[: len(places)])])
+        write_grid(folder, step, [true, render_images(config, {**parameters, **trained}, regressed[: len(places)])])
 
     held_out = None
     if stage.eval_every:

@@ -13,11 +13,10 @@ import numpy as np
 from seedstory_jax.checkpoints.parts import build, trainable_names
 from seedstory_jax.config import Config
 from seedstory_jax.data.pipeline import NOTE
-from seedstory_jax.distributed import on_this_process
 from seedstory_jax.errors import UserError
 from seedstory_jax.features.cache import Rows
 from seedstory_jax.features.run_data import RunData
-from seedstory_jax.generation.render import RenderConfig, Renderer, zero_image_features
+from seedstory_jax.generation.build import render_images
 from seedstory_jax.models.parameters import Parameters
 from seedstory_jax.models.sdxl.detokenizer import denoising_loss, training_time_ids
 from seedstory_jax.models.sdxl.vae import sample_latents
@@ -48,7 +47,7 @@ def detokenizer_stage(config: Config, run_data: RunData, parameters: Parameters)
 
     def preview(trained: Parameters, step: int, folder: Path) -> None:
         seen = features.host_values(features.read(shown))
-        drawn = draw_pictures(config, {**parameters, **trained}, seen)
+        drawn = render_images(config, {**parameters, **trained}, seen)
         write_grid(folder, step, [run_data.train.read(shown, run_data.pixel_transform), drawn])
 
     held_out = None
@@ -127,37 +126,3 @@ def draw_latents(config: Config, moments: jax.Array, key: jax.Array) -> jax.Arra
     mean, logvar = jax.numpy.split(moments, 2, axis=-1)
     drawn = sample_latents(mean, logvar, jax.random.normal(key, mean.shape))
     return drawn * config.model.vae.scaling_factor
-
-
-def draw_pictures(config: Config, parameters: Mapping[str, Any], features: np.ndarray) -> np.ndarray:
-    """uint8 [n h w 3] of features [n q d], as sampling draws them."""
-    return make_renderer(config, parameters, batch_size=len(features)).draw(
-        features, np.zeros(len(features), np.int32), np.arange(len(features))
-    )
-
-
-def make_renderer(config: Config, parameters: Mapping[str, Any], *, batch_size: int | None = None) -> Renderer:
-    """The renderer of a model's parts (vit, vae, detokenizer) with the config's sampling defaults."""
-    model, sample = config.model, config.sample
-    ours = {name: value for name, value in parameters.items() if not name.startswith("story.")}
-    parameters = {name: on_this_process(value) for name, value in ours.items()}
-    negative = None
-    if sample.guidance != 1.0:
-        vit = {name: value for name, value in parameters.items() if name.startswith("vit.")}
-        negative = jax.jit(lambda p: zero_image_features(build(model, "vit", p), model.vit.image_size))(vit)
-    frames = batch_size or sample.batch_size
-    return Renderer(
-        build(model, "detokenizer", parameters),
-        build(model, "vae", parameters),
-        negative,
-        RenderConfig(
-            height=model.image_size,
-            width=model.image_size,
-            steps=sample.steps,
-            guidance=sample.guidance,
-            batch_size=frames,
-            decode_batch=frames if model.image_size <= 128 else 1,
-            scheduler=model.scheduler,
-        ),
-        jax.local_devices(),
-    )

@@ -3,8 +3,8 @@
     TPU_WORKER_HOSTNAMES=localhost python benchmarks/compile_tpu.py --topology=v5e:2x4,v5e:4x4 [--program=vit,decode]
 
 libtpu (`pip install -e .[tpu]`) compiles ahead of time for a described slice on any machine. Programs are lowered from
-shapes alone, sharded as configs/seedstory_7b.py says: training splits over fsdp, telling stories over tensor, and every
-device draws pictures of its own. One JSON line a program and topology; bytes are per device, `fits` is against the
+shapes alone, sharded as configs/seedstory_7b.py says: training splits over fsdp, generation over tensor, and every
+device renders images of its own. One JSON line a program and topology; bytes are per device, `fits` is against the
 chip's memory, collectives are counted in the program's text (those in a loop over layers once); --text keeps it.
 """
 
@@ -33,7 +33,7 @@ from seedstory_jax.generation import decode
 from seedstory_jax.generation.aot import lower_programs
 from seedstory_jax.generation.build import KEPT_IN_FLOAT32
 from seedstory_jax.generation.policies import MultimodalSink, slot_count
-from seedstory_jax.generation.render import Condition, decode_frames, guided_step, sampling_time_ids
+from seedstory_jax.generation.render import Condition, decode_images, guided_step, sampling_time_ids
 from seedstory_jax.generation.scheduler import euler_schedule
 from seedstory_jax.models.layer_stack import activation_axes
 from seedstory_jax.models.parameters import abstract_parameters, under_prefix, with_prefix
@@ -45,7 +45,7 @@ from seedstory_jax.training.dry_run import lower_step
 
 TOPOLOGIES = ("v5e:2x4", "v5e:4x4", "v5p:4x4x4", "v6e:2x4")
 MEMORY = {"TPU v5 lite": 16 << 30, "TPU v5": 95 << 30, "TPU v5p": 95 << 30, "TPU v6 lite": 32 << 30}
-STORIES, LENGTH = 8, 30  # told at once, and of so many sequences
+STORIES, LENGTH = 8, 30  # generated at once, and of so many turns
 ENCODED = 8  # pictures a device that the ViT encodes at once
 ROWS_AT_ONCE = {"detokenizer": 1, "story": 4, "adapt": 1}  # of a micro-batch, on a device with 16 GB
 COLLECTIVE = re.compile(r" (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
@@ -78,7 +78,7 @@ def vit(config: Config, mesh: Mesh) -> jax.stages.Lowered:
     return jax.jit(encode, out_shardings=batch_sharding(mesh)).lower(parameters, images)
 
 
-def telling(config: Config, call: str, mesh: Mesh) -> jax.stages.Lowered:
+def engine_program(config: Config, call: str, mesh: Mesh) -> jax.stages.Lowered:
     """A program of the story engine, on all devices over tensor."""
     mesh = sampling_mesh(config, mesh.devices.flatten())
     llama = dataclasses.replace(config.model.story.llama, lora=None)
@@ -89,20 +89,20 @@ def telling(config: Config, call: str, mesh: Mesh) -> jax.stages.Lowered:
     shapes = {name: stored(shape, name, llama.dtype, at[name]) for name, shape in shapes.items()}
     image = tuple(range(llama.vocab_size - story.num_image_tokens, llama.vocab_size))
     tokens = decode.SpecialTokens(bos=1, eos=2, boi=image[0] - 2, eoi=image[0] - 1, image=image, barred=image)
-    shape = decode.Shape(module_def, story, tokens, "slot", config.sample.max_text_tokens, mesh=mesh)
+    spec = decode.EngineSpec(module_def, story, tokens, "slot", config.sample.max_text_tokens, mesh=mesh)
     policy = MultimodalSink(window=config.sample.window)
     slots = slot_count(policy, LENGTH, config.sample.max_text_tokens + story.num_image_tokens + 2)
-    calls = lower_programs(shape, under_prefix("story", shapes), policy, batch=STORIES, slots=slots, dtype=llama.dtype)
+    calls = lower_programs(spec, under_prefix("story", shapes), policy, batch=STORIES, slots=slots, dtype=llama.dtype)
     return calls[call]()
 
 
 def unet_step(config: Config, mesh: Mesh) -> jax.stages.Lowered:
-    """One guided denoising step of every device's frames."""
+    """One guided denoising step of every device's images."""
     model, count = config.model, config.sample.batch_size
     perceiver, side = model.detokenizer.perceiver, model.image_size // model.vae.downscale
     schedule = euler_schedule(model.scheduler, config.sample.steps)
     module_def, shapes = abstract_parameters(lambda rngs: UNet(model.detokenizer.unet, rngs=rngs))
-    frames, parameters = every_device(mesh, shapes, model.detokenizer.unet.dtype)
+    devices, parameters = every_device(mesh, shapes, model.detokenizer.unet.dtype)
 
     def one(parameters, latents, tokens, pooled, negative_tokens, negative_pooled, number, guidance):
         unet = module_def.build(parameters)
@@ -110,10 +110,10 @@ def unet_step(config: Config, mesh: Mesh) -> jax.stages.Lowered:
         time_ids = sampling_time_ids(count, model.image_size, model.image_size)
         return guided_step(unet, model.scheduler, schedule, number, latents, positive, negative, guidance, time_ids)[0]
 
-    rows, whole = P("frames"), P()
+    rows, whole = P("images"), P()
     specs = (whole, rows, rows, rows, whole, whole, whole, whole)
-    mapped = jax.shard_map(one, mesh=frames, in_specs=specs, out_specs=rows, check_vma=False)
-    total = count * frames.size
+    mapped = jax.shard_map(one, mesh=devices, in_specs=specs, out_specs=rows, check_vma=False)
+    total = count * devices.size
     shapes = [
         ((total, side, side, model.detokenizer.unet.in_channels), jnp.float32, rows),
         ((total, perceiver.num_queries, perceiver.token_dim), jnp.bfloat16, rows),
@@ -123,32 +123,32 @@ def unet_step(config: Config, mesh: Mesh) -> jax.stages.Lowered:
         ((), jnp.int32, whole),
         ((), jnp.float32, whole),
     ]
-    arguments = [jax.ShapeDtypeStruct(s, d, sharding=NamedSharding(frames, at)) for s, d, at in shapes]
+    arguments = [jax.ShapeDtypeStruct(s, d, sharding=NamedSharding(devices, at)) for s, d, at in shapes]
     return jax.jit(mapped, donate_argnums=1).lower(parameters, *arguments)
 
 
 def vae_decode(config: Config, mesh: Mesh) -> jax.stages.Lowered:
-    """Latents to pixels, a frame at a time on every device."""
+    """Latents to pixels, an image at a time on every device."""
     model, count = config.model, config.sample.batch_size
     module_def, shapes = abstract_parameters(lambda rngs: VAE(model.vae, rngs=rngs))
-    frames, parameters = every_device(mesh, shapes, model.vae.dtype)
+    devices, parameters = every_device(mesh, shapes, model.vae.dtype)
     side = model.image_size // model.vae.downscale
-    rows = P("frames")
+    rows = P("images")
 
     def decode(parameters, latents):
-        return decode_frames(module_def.build(parameters), latents, decode_batch=1)
+        return decode_images(module_def.build(parameters), latents, decode_batch=1)
 
-    mapped = jax.shard_map(decode, mesh=frames, in_specs=(P(), rows), out_specs=rows, check_vma=False)
-    shape = (count * frames.size, side, side, model.vae.latent_channels)
-    latents = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(frames, rows))
+    mapped = jax.shard_map(decode, mesh=devices, in_specs=(P(), rows), out_specs=rows, check_vma=False)
+    shape = (count * devices.size, side, side, model.vae.latent_channels)
+    latents = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(devices, rows))
     return jax.jit(mapped).lower(parameters, latents)
 
 
 def every_device(mesh: Mesh, shapes: dict, dtype: str) -> tuple[Mesh, dict]:
     """The renderer's mesh, and weights whole on every device."""
-    frames = Mesh(mesh.devices.reshape(-1), ("frames",), axis_types=(AxisType.Auto,))
-    at = NamedSharding(frames, P())
-    return frames, {name: stored(shape, name, dtype, at) for name, shape in shapes.items()}
+    devices = Mesh(mesh.devices.reshape(-1), ("images",), axis_types=(AxisType.Auto,))
+    at = NamedSharding(devices, P())
+    return devices, {name: stored(shape, name, dtype, at) for name, shape in shapes.items()}
 
 
 def stored(shape, name: str, dtype: str, at: NamedSharding) -> jax.ShapeDtypeStruct:
@@ -162,10 +162,10 @@ PROGRAMS: dict[str, Callable[[Config, Mesh], jax.stages.Lowered]] = {
     "story_step": lambda config, mesh: step(config, "story", mesh),
     "adapt_step": lambda config, mesh: step(config, "adapt", mesh),
     "vit": vit,
-    "prefill": lambda config, mesh: telling(config, "read_text", mesh),
-    "decode": lambda config, mesh: telling(config, "write_text", mesh),
-    "image_chunk": lambda config, mesh: telling(config, "draw_image", mesh),
-    "compact": lambda config, mesh: telling(config, "forget", mesh),
+    "prefill": lambda config, mesh: engine_program(config, "prefill_text", mesh),
+    "decode": lambda config, mesh: engine_program(config, "decode_text", mesh),
+    "image_chunk": lambda config, mesh: engine_program(config, "predict_image", mesh),
+    "compact": lambda config, mesh: engine_program(config, "evict", mesh),
     "unet_step": unet_step,
     "vae_decode": vae_decode,
 }

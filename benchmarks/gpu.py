@@ -2,10 +2,10 @@
 
     python benchmarks/gpu.py [--parts=draw,decode,story] [--size=full|tiny] [--frames=8] [--steps=50]
 
-One JSON line a part. `draw`: guided denoising of 1024-pixel frames and their VAE decoding, seconds a frame and the
+One JSON line a part. `draw`: guided denoising of 1024-pixel frames and their VAE decoding, seconds an image and the
 share of the card's peak. `decode`: words for 1 and 8 stories, tokens a second and the share of the memory bandwidth
-that reading every weight and every slot once a token takes. `story`: 25 and 50 sequences told and drawn. `tiny` runs
-the same code at a size for any machine. Training at full size is `train_step.py --gpu`.
+that reading every weight and every slot once a token takes. `story`: 25 and 50 turns generated and rendered. `tiny`
+runs the same code at a size for any machine. Training at full size is `train_step.py --gpu`.
 """
 
 import argparse
@@ -114,15 +114,15 @@ def random_module(make: Callable, dtype: str):
     return module_def.build({name: draw(name, s.shape, key) for (name, s), key in zip(shapes.items(), keys)})
 
 
-def story_teller(model: ModelConfig, max_text_tokens: int, length: int) -> StoryEngine:
-    """A engine of random words that never ends a caption before its limit."""
+def random_engine(model: ModelConfig, max_text_tokens: int, length: int) -> StoryEngine:
+    """An engine of random words that never ends a caption before its limit."""
     config = model.story
     module = random_module(lambda rngs: StoryMLLM(config, rngs=rngs), config.llama.dtype)
     tokens = Tokens(config.llama.vocab_size, config.num_image_tokens)
     head = module.llama.lm_head.kernel
     head[...] = endless_head(head[...], tokens.boi)
-    telling = GenerationConfig(length=length, max_text_tokens=max_text_tokens, allow_end=False)
-    return StoryEngine(module, tokens, MultimodalSink(), telling)
+    settings = GenerationConfig(length=length, max_text_tokens=max_text_tokens, allow_end=False)
+    return StoryEngine(module, tokens, MultimodalSink(), settings)
 
 
 def make_renderer(model: ModelConfig, frames: int, steps: int) -> Renderer:
@@ -155,7 +155,7 @@ def draw(setting: Setting) -> dict:
     renderer = make_renderer(model, frames, steps)
     queries, width = model.story.output_resampler.grid_size**2, model.detokenizer.perceiver.embedding_dim
     features = np.random.default_rng(0).normal(size=(frames, queries, width)).astype(np.float32)
-    whole = seconds_of(lambda: renderer.draw(features, [0] * frames, range(frames))) / frames
+    whole = seconds_of(lambda: renderer.render(features, [0] * frames, range(frames))) / frames
     latents = jnp.zeros((frames, *renderer.latent_shape), jnp.float32)
     decoding = seconds_of(lambda: renderer._decode(renderer._vae_weights, latents)) / frames
     side = renderer.latent_shape[0]
@@ -177,48 +177,48 @@ def decode_words(setting: Setting) -> dict:
     """One long caption for 1 and for 8 stories, after a picture and a caption."""
     model, bandwidth = setting.model, setting.bandwidth
     words = 128 if model.image_size > 128 else 16
-    engine = story_teller(model, words, length=25)
+    engine = random_engine(model, words, length=25)
     llama = model.story.llama
     weights = sum(value.nbytes for name, value in engine.parameters.items() if name.startswith("llama."))
     weights -= engine.parameters["llama.embed_tokens.embedding"].nbytes  # a token reads one row of it
     features, text = prompt(model.story)
     rows = {"max_text_tokens": words, "weight_bytes": weights}
     for stories in (1, 8):
-        told = engine.start(np.stack([features] * stories), [" ".join(text.split()[:words])] * stories)
+        session = engine.start(np.stack([features] * stories), [" ".join(text.split()[:words])] * stories)
         sampling = decode.Sampling(np.float32(0), np.float32(1), np.arange(stories, dtype=np.uint32))
         writes = np.ones(stories, bool)
 
-        def write(told=told, sampling=sampling, writes=writes):
+        def write(session=session, sampling=sampling, writes=writes):
             # Each round goes on where the last one stopped, so that the buffer may be donated.
-            told._telling, tokens, *_ = decode.write_text(
-                engine.shape, engine.parameters, told._telling, writes, sampling
+            session._state, tokens, *_ = decode.decode_text(
+                engine.spec, engine.parameters, session._state, writes, sampling
             )
             return tokens
 
         seconds = seconds_of(write, rounds=2)
-        read = weights + buffer_bytes(llama, stories, told.slots, llama.dtype)
+        read = weights + buffer_bytes(llama, stories, session.slots, llama.dtype)
         rows[f"stories_{stories}"] = {
             "tokens_s": round(stories * words / seconds, 1),
-            "slots": told.slots,
+            "slots": session.slots,
             "share_of_bandwidth": bandwidth and round(read * words / seconds / bandwidth, 4),
         }
     return rows
 
 
 def story(setting: Setting) -> dict:
-    """Stories told to their end, then drawn in batches, all programs warm."""
+    """Stories generated to their end, then rendered in batches, all programs warm."""
     model = setting.model
     renderer = make_renderer(model, setting.frames, setting.steps)
-    engine = story_teller(model, TEXT_TOKENS, length=50)
+    engine = random_engine(model, TEXT_TOKENS, length=50)
     features, text = prompt(model.story)
     rows = {}
     for sequences in (25, 50):
         for _ in range(2):  # the first one compiles
             start = time.perf_counter()
-            told = list(engine.start(features, text, length=sequences))
+            turns = list(engine.start(features, text, length=sequences))
             text_s = time.perf_counter() - start
-            drawn = np.stack([one.predicted_image_features for one in told])
-            renderer.draw(drawn, [0] * len(told), range(1, len(told) + 1))
+            features_of_turns = np.stack([turn.predicted_image_features for turn in turns])
+            renderer.render(features_of_turns, [0] * len(turns), range(1, len(turns) + 1))
             whole = time.perf_counter() - start
         rows[f"sequences_{sequences}"] = {"text_s": round(text_s, 2), "text_and_pixels_s": round(whole, 2)}
     return rows

@@ -1,11 +1,11 @@
-"""Five policies telling the same stories: LLM seconds, calls, operations, bytes.
+"""Five policies on the same stories: LLM seconds, calls, operations, bytes.
 
     python benchmarks/story_engine.py [--sequences=25,50] [--policies=window,multimodal_sink] [--stories=1]
 
-One JSON line. The policies take turns, a sequence each, so that a busy machine slows all of them; all are warm and have
-the same weights. `speedup` is window_recompute's time over multimodal_sink's; `ratio_to_window` multimodal_sink's time
-over window's beside the analytic one, both of the last ten sequences; `late_over_early` the seconds a call of the last
-ten sequences over those of sequences 11 to 20. The first three are of the largest number of sequences.
+One JSON line. The policies alternate turn by turn, so that a busy machine slows all of them; all are warm and have the
+same weights. `speedup` is window_recompute's time over multimodal_sink's; `ratio_to_window` multimodal_sink's time
+over window's beside the analytic one, both of the last ten turns; `late_over_early` the seconds a call of the last ten
+turns over those of turns 11 to 20. The first three are of the largest number of turns (`--sequences`).
 """
 
 import argparse
@@ -21,9 +21,9 @@ import numpy as np
 
 from benchmarks.middle import TEXT_TOKENS, middle_config, middle_model, prompt
 from seedstory_jax.generation.engine import StoryEngine
-from seedstory_jax.generation.flops import buffer_bytes, sequence_cost
+from seedstory_jax.generation.flops import buffer_bytes, turn_cost
 from seedstory_jax.generation.interface import GenerationConfig
-from seedstory_jax.generation.policies import POLICIES, make_policy
+from seedstory_jax.generation.policies import POLICIES, Window, make_policy
 
 
 class Contestant:
@@ -34,33 +34,33 @@ class Contestant:
         self.policy = make_policy(name)
         config = GenerationConfig(length=sequences, max_text_tokens=TEXT_TOKENS, allow_end=False)
         self.engine = StoryEngine(model, tokens, self.policy, config)
-        self.told: list = []
+        self.turns: list = []
         warm = self.start()
-        for _ in range(getattr(self.policy, "window", 1) + 1):  # up to the first eviction
+        for _ in range((self.policy.window if isinstance(self.policy, Window) else 1) + 1):  # up to the first eviction
             warm.next()
         self.compiled = self.engine.compilations.count
-        self.telling = self.start()
+        self.session = self.start()
 
     def start(self):
-        """The batch's first sequence read."""
+        """A session of the batch's prompts."""
         features, text = prompt(self.model.config)
         return self.engine.start(np.stack([features] * self.stories), [text] * self.stories)
 
     def next(self) -> None:
-        """Tells one sequence of every story."""
+        """Generates one turn of every story."""
         before = self.engine.compilations.count
-        self.told.append(self.telling.next()[0])
+        self.turns.append(self.session.next()[0])
         assert self.engine.compilations.count == before, "a warm story compiled something"
 
     def row(self) -> dict:
-        """What was measured, all stories together, beside what was to be expected of one."""
-        seconds = np.array([one.seconds for one in self.told])
-        calls = np.array([one.calls for one in self.told])
-        llama, slots = self.model.config.llama, self.telling.slots
-        cost = sequence_cost(
+        """Measurements of all stories together, beside the expected cost of one."""
+        seconds = np.array([turn.seconds for turn in self.turns])
+        calls = np.array([turn.calls for turn in self.turns])
+        llama, slots = self.model.config.llama, self.session.slots
+        cost = turn_cost(
             self.model.config,
             self.policy,
-            sequences=self.sequences,
+            turns=self.sequences,
             text_tokens=TEXT_TOKENS,
             max_text_tokens=TEXT_TOKENS,
         )
@@ -76,7 +76,7 @@ class Contestant:
             "slots": slots,
             "buffer_bytes": buffer_bytes(llama, self.stories, slots, llama.dtype),
             "programs": self.compiled,
-            # Sequences 11 to 20 are told[9:19] beside the given one.
+            # Turns 11 to 20 of the story are turns[9:19], as the prompt is not among them.
             "late_over_early": round(float(np.median(a_call[-10:]) / np.median(a_call[9:19])), 3),
         }
 
@@ -85,7 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sequences", default="25,50")
     parser.add_argument("--policies", default=",".join(POLICIES))
-    parser.add_argument("--stories", type=int, default=1, help="told at a time")
+    parser.add_argument("--stories", type=int, default=1, help="generated at a time")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--grid", type=int, default=8)
@@ -98,7 +98,7 @@ def main() -> None:
         for number in range(1, sequences):
             for one in contestants:
                 one.next()
-            print(sequences, number, [round(one.told[-1].seconds, 3) for one in contestants], file=sys.stderr)
+            print(sequences, number, [round(one.turns[-1].seconds, 3) for one in contestants], file=sys.stderr)
         rows = {one.name: one.row() for one in contestants}
         result[f"sequences_{sequences}"] = rows
     if {"multimodal_sink", "window_recompute"} <= rows.keys():

@@ -2,10 +2,10 @@
 
     python benchmarks/vs_torch.py [--sequences=12] [--layers=8] [--width=512]
 
-The published way: transformers' LLaMA, one `generate` call a sequence that re-reads the window's text and images and
+The published way: transformers' LLaMA, one `generate` call a turn that prefills the window's text and images again and
 then decodes 40 words and the 66 forced image tokens one at a time through its own KV cache, hidden states kept.
-One JSON line; `speedup` is torch's seconds a sequence over the engine's, once the window of eight images is full
-(the median over the sequences after that). `same_words` says whether both wrote the same first caption.
+One JSON line; `speedup` is torch's seconds a turn over the engine's, once the window of eight images is full
+(the median over the turns after that). `same_words` says whether both wrote the same first caption.
 """
 
 import argparse
@@ -61,16 +61,16 @@ def torch_llama(model) -> LlamaForCausalLM:
 
 
 @torch.no_grad()
-def tell_in_torch(llama, read_image, draw_image, tokens, features, caption, sequences):
-    """(seconds of each sequence, first caption written), the window re-read for every sequence."""
+def generate_in_torch(llama, embed_image, predict_image, tokens, features, caption, turns):
+    """(seconds of each turn, first caption written), the window prefilled again every turn."""
     image = [tokens.boi, *tokens.image_ids, tokens.eoi]
     embed = llama.get_input_embeddings()
     history, seconds, first = [(caption, features)], [], None
-    for number in range(sequences):
+    for number in range(turns):
         start = time.perf_counter()
         pieces = [embed(torch.tensor([tokens.bos]))] if number < WINDOW else []
         for ids, seen in history[-WINDOW:]:
-            pieces += [embed(torch.tensor([*ids, tokens.boi])), read_image(seen), embed(torch.tensor([tokens.eoi]))]
+            pieces += [embed(torch.tensor([*ids, tokens.boi])), embed_image(seen), embed(torch.tensor([tokens.eoi]))]
         given = torch.cat(pieces)[None]
         out = llama.generate(
             inputs_embeds=given,
@@ -85,7 +85,7 @@ def tell_in_torch(llama, read_image, draw_image, tokens, features, caption, sequ
         )
         # hidden_states[n] belongs to the n-th call, which reads generated token n - 1.
         hidden = torch.cat([step[-1][0, -1:] for step in out.hidden_states[1:]])[TEXT_TOKENS + 1 :][: len(image) - 2]
-        history.append((out.sequences[0, :TEXT_TOKENS].tolist(), draw_image(hidden)))
+        history.append((out.sequences[0, :TEXT_TOKENS].tolist(), predict_image(hidden)))
         seconds.append(time.perf_counter() - start)
         first = first or history[-1][0]
         print("torch", number + 1, round(seconds[-1], 3), file=sys.stderr, flush=True)
@@ -103,21 +103,21 @@ def main() -> None:
     features, caption = prompt(config)
 
     policy = MultimodalSink(window=WINDOW)
-    telling = GenerationConfig(length=flags.sequences + 1, max_text_tokens=TEXT_TOKENS, allow_end=False)
-    engine = StoryEngine(model, tokens, policy, telling)
+    settings = GenerationConfig(length=flags.sequences + 1, max_text_tokens=TEXT_TOKENS, allow_end=False)
+    engine = StoryEngine(model, tokens, policy, settings)
     engine.start(features, caption).next()  # compiles
     story = engine.start(features, caption)
-    told = list(story)
-    ours = np.array([one.seconds for one in told])
+    turns = list(story)
+    ours = np.array([one.seconds for one in turns])
 
     # The resamplers run in jax for both: they are no part of the comparison, and a hundredth of the time.
-    read = jax.jit(lambda x: model.read_images(x[None, None])[0, 0])
-    draw = jax.jit(lambda x: model.draw_images(x[None, None])[0, 0])
-    read(features), draw(np.zeros((config.num_image_tokens, flags.width), np.float32))
-    theirs, first = tell_in_torch(
+    embed_image = jax.jit(lambda x: model.embed_images(x[None, None])[0, 0])
+    predict_image = jax.jit(lambda x: model.predict_image_features(x[None, None])[0, 0])
+    embed_image(features), predict_image(np.zeros((config.num_image_tokens, flags.width), np.float32))
+    theirs, first = generate_in_torch(
         torch_llama(model),
-        lambda seen: torch.from_numpy(np.array(read(seen))),
-        lambda hidden: np.asarray(draw(hidden.numpy())),
+        lambda seen: torch.from_numpy(np.array(embed_image(seen))),
+        lambda hidden: np.asarray(predict_image(hidden.numpy())),
         tokens,
         features,
         [int(word) for word in caption.split()],
@@ -133,7 +133,7 @@ def main() -> None:
         "torch_s_a_sequence": round(float(np.median(theirs[full])), 4),
         "speedup": round(float(np.median(theirs[full]) / np.median(ours[full])), 2),
         "speedup_whole_story": round(float(theirs.sum() / ours.sum()), 2),
-        "same_words": first == list(told[0].tokens),
+        "same_words": first == list(turns[0].tokens),
     }
     print(json.dumps(result))
 

@@ -1,10 +1,10 @@
-"""Ablate attention policies: tell the same beginnings under each, measure, and write the paper's tables as a page.
+"""Ablate eviction policies: generate from the same prompts under each, measure, and write the paper's tables as a page.
 
     python -m seedstory_jax.ablate --workdir=runs/toy --out=out/ablation --length=30 --num_stories=20
     python -m seedstory_jax.ablate --workdir=... --stories=val.jsonl --policies=dense,window,multimodal_sink
         --length=25,50 --sweep=image_head=0,4,8 --sweep=cap=4,16 --out=DIR [--clip=DIR] [--inception=FILE]
 
-Run again with the same --out it goes on where it stopped; with more stories, lengths or sweeps it tells what is new.
+Run again with the same --out it goes on where it stopped; with more stories, lengths or sweeps it adds what is new.
 """
 
 import dataclasses
@@ -16,11 +16,11 @@ from tqdm import tqdm
 from seedstory_jax import cli
 from seedstory_jax.checkpoints.readers import fingerprint
 from seedstory_jax.config import load_config, to_dict
-from seedstory_jax.evaluation.ablation import Run, Setup, plan_runs, read_run, tell_runs, timing_figures
+from seedstory_jax.evaluation.ablation import Run, Setup, generate_runs, plan_runs, read_run, timing_figures
 from seedstory_jax.evaluation.bootstrap import Interval
 from seedstory_jax.evaluation.clip_score import ClipScore
 from seedstory_jax.evaluation.measure import Measurement, Tools, measure
-from seedstory_jax.evaluation.prompts import beginnings, open_dataset, true_stories, whole_numbers
+from seedstory_jax.evaluation.prompts import open_dataset, prompts_of, true_stories, whole_numbers
 from seedstory_jax.generation.policies import POLICIES
 from seedstory_jax.generation.story_files import Request
 from seedstory_jax.pipeline import StoryPipeline, load
@@ -38,15 +38,17 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--image_root", type=Path, help="folder of the stories' pictures; default: the file's own")
     parser.add_argument("--policies", default=",".join(POLICIES))
     parser.add_argument("--length", default="25", help="frames a story, one or more: 25,50")
-    parser.add_argument("--num_stories", type=int, default=20, help="beginnings a run; 0 takes all")
+    parser.add_argument("--num_stories", type=int, default=20, help="prompts a run; 0 takes all")
     parser.add_argument("--drawn", type=int, help="of these, how many get pictures; default: all; 0 is text only")
     sweeps = "image_head=0,4,8; also image_tail, start, window, cap, positions; may be given several times"
     parser.add_argument("--sweep", action="append", default=[], help=sweeps)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="denoising steps")
     parser.add_argument("--guidance", type=float)
-    parser.add_argument("--batch", type=int, default=20, help="stories told together")
-    parser.add_argument("--untimed", action="store_true", help="leave out the story told alone for seconds and bytes")
+    parser.add_argument("--batch", type=int, default=20, help="stories generated together")
+    parser.add_argument(
+        "--untimed", action="store_true", help="leave out the story generated alone for seconds and bytes"
+    )
     parser.add_argument("--clip", type=Path, help="a local CLIP folder, for the CLIP score")
     parser.add_argument("--inception", type=Path, help="local Inception weights, for FID")
     parser.add_argument("--out", type=Path, required=True)
@@ -56,10 +58,10 @@ def main(arguments: Sequence[str]) -> int:
     clip = ClipScore(flags.clip) if flags.clip else None
     system = load(flags.workdir, load_config(flags.config, overrides) if flags.config else None)
     dataset = open_dataset(system, flags.stories, flags.image_root)
-    requests = beginnings(system, dataset, flags.num_stories)
-    drawing = {"seed": flags.seed, "steps": flags.steps, "guidance": flags.guidance}
-    tell_ablation(
-        system, runs, requests, flags.out, drawn=flags.drawn, timed=not flags.untimed, batch=flags.batch, **drawing
+    requests = prompts_of(system, dataset, flags.num_stories)
+    rendering = {"seed": flags.seed, "steps": flags.steps, "guidance": flags.guidance}
+    generate_ablation(
+        system, runs, requests, flags.out, drawn=flags.drawn, timed=not flags.untimed, batch=flags.batch, **rendering
     )
     tools = Tools(encode=None if flags.drawn == 0 else system.encode, clip=clip, inception=flags.inception)
     reference = true_stories(dataset, flags.num_stories)
@@ -68,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def tell_ablation(
+def generate_ablation(
     system: StoryPipeline,
     runs: Sequence[Run],
     requests: Sequence[Request],
@@ -81,18 +83,18 @@ def tell_ablation(
     steps: int | None = None,
     guidance: float | int | None = None,
 ) -> None:
-    """Tells, draws and times into `out` what is missing there; every story gets its storybook.
+    """Generates, renders and times into `out` what is missing there; every story gets its storybook.
 
-    `steps` and `guidance` are the drawing's, None the config's; the rest is as in `tell_runs`.
+    `steps` and `guidance` are the renderer's, None the config's; the rest is as in `generate_runs`.
     """
-    drawing = {"seed": seed, "steps": steps, "guidance": guidance}
+    rendering = {"seed": seed, "steps": steps, "guidance": guidance}
     setup = Setup(
         model=system.story_model,
         tokenizer=system.tokenizer,
-        telling=system.telling(seed=seed, allow_end=False),
+        generation=system.generation_config(seed=seed, allow_end=False),
         window=system.config.sample.window,
-        draw=None if drawn == 0 else lambda *frames: system.renderer.draw(*frames, **drawing),
-        identity=identity_of(system, drawing),
+        render=None if drawn == 0 else lambda *images: system.renderer.render(*images, **rendering),
+        identity=identity_of(system, rendering),
     )
     with tqdm(total=len(runs), unit="run") as bar:
 
@@ -101,9 +103,9 @@ def tell_ablation(
             bar.set_description(f"{run.name}: {what}")
 
         options = {"drawn": drawn, "timed": timed, "batch": batch}
-        tell_runs(setup, runs, requests, out, after=write_storybook, progress=progress, **options)
+        generate_runs(setup, runs, requests, out, after=write_storybook, progress=progress, **options)
         bar.n = len(runs)
-        bar.set_description("told")
+        bar.set_description("generated")
 
 
 def write_ablation(
@@ -115,7 +117,7 @@ def write_ablation(
     *,
     notes: Sequence[str] = (),
 ) -> tuple[Path, dict[int, Measurement]]:
-    """Measures runs told into `out`, writes tables, sheets and page: (its path, measures by length).
+    """Measures the runs in `out`, writes tables, sheets and page: (its path, measures by length).
 
     The measures' records name a run's policy with its settings; `policy_table` makes other tables of them.
     """
@@ -137,18 +139,18 @@ def write_ablation(
 
 
 NOTES = (
-    "The same beginnings and the same noise under every policy. Seconds, calls and bytes are of one story told alone, "
-    "compilation taken out.",
+    "The same prompts and the same noise under every policy. Seconds, calls and bytes are of one story generated "
+    "alone, compilation taken out.",
 )
 
 
-def identity_of(system: StoryPipeline, drawing: Mapping) -> Mapping:
-    """What stories depend on besides policy and beginnings; `drawing`: seed, steps and guidance."""
+def identity_of(system: StoryPipeline, rendering: Mapping) -> Mapping:
+    """What stories depend on besides policy and prompts; `rendering`: seed, steps and guidance."""
     return {
         "checkpoint": fingerprint(system.workdir, system.config.sample.checkpoint),
         "model": to_dict(system.config.model),
         "sample": to_dict(system.config.sample),
-        **drawing,
+        **rendering,
     }
 
 

@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from seedstory_jax import cli
-from seedstory_jax.ablate import tell_ablation, write_ablation
+from seedstory_jax.ablate import generate_ablation, write_ablation
 from seedstory_jax.config import Config, load_config
 from seedstory_jax.evaluation.ablation import plan_runs
 from seedstory_jax.evaluation.measure import Tools
 from seedstory_jax.evaluation.policy_table import policy_table, to_markdown
-from seedstory_jax.evaluation.prompts import beginnings, true_stories
+from seedstory_jax.evaluation.prompts import prompts_of, true_stories
 from seedstory_jax.files import write_json
 from seedstory_jax.generation.policies import POLICIES
 from seedstory_jax.pipeline import load
@@ -83,8 +83,8 @@ def run_demo(
     system, ablation = load(workdir), out / "ablation"
     runs = plan_runs(list(POLICIES), (), [length])
     with clock.measure("telling and drawing"):
-        requests = beginnings(system, system.run_data.validation, stories)
-        tell_ablation(system, runs, requests, ablation, drawn=drawn, timed=timed)
+        requests = prompts_of(system, system.run_data.validation, stories)
+        generate_ablation(system, runs, requests, ablation, drawn=drawn, timed=timed)
     with clock.measure("measuring"):
         names = [request.name for request in requests]
         tools = Tools(encode=None if drawn == 0 else system.encode)

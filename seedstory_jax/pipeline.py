@@ -1,10 +1,10 @@
-"""A trained system, loaded whole: encode a picture, tell a story, draw its frames.
+"""Pipeline of a trained run: encode an image, generate a story, render its images.
 
-system = load("runs/toy")
-story = system.start("a.png", "The monkey waves in the park.", policy="multimodal_sink", length=30)
-for sequence in story:
-    print(sequence.text)                       # text first
-pictures = system.draw(story.sequences)        # pixels when wanted, uint8 [n h w 3]
+pipeline = load("runs/toy")
+story = pipeline.start("a.png", "The monkey waves in the park.", policy="multimodal_sink", length=30)
+for turn in story:
+    print(turn.text)                           # text first
+images = pipeline.render(story.turns)          # pixels when wanted, uint8 [n h w 3]
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,8 +26,7 @@ from seedstory_jax.errors import UserError
 from seedstory_jax.features.run_data import RunData
 from seedstory_jax.generation.build import for_sampling, make_renderer, stored_as
 from seedstory_jax.generation.engine import Story, StoryEngine
-from seedstory_jax.generation.interface import GenerationConfig
-from seedstory_jax.generation.interface import Sequence as StorySequence
+from seedstory_jax.generation.interface import GenerationConfig, Turn
 from seedstory_jax.generation.policies import Policy, make_policy
 from seedstory_jax.generation.render import Renderer
 from seedstory_jax.models.parameters import Parameters, split_module, with_prefix
@@ -79,7 +78,7 @@ class StoryPipeline:
 
     @property
     def vit_transform(self) -> ImageTransform:
-        """What happens to a picture before the ViT sees it."""
+        """Transform of an image before the ViT."""
         return self.run_data.vit_transform
 
     @cached_property
@@ -87,65 +86,65 @@ class StoryPipeline:
         model = self.config.model
         return jax.jit(lambda parameters, images: build(model, "vit", parameters)(images))
 
-    def encode(self, pictures: Iterable[Any]) -> np.ndarray:
-        """Image features float32 [n q d] of pictures: paths, PIL images or uint8 arrays [h w 3].
+    def encode(self, images: Iterable[Any]) -> np.ndarray:
+        """Image features float32 [n q d] of images: paths, PIL images or uint8 arrays [h w 3].
 
-        Raises UserError for a file that is no picture.
+        Raises UserError for a file that is no image.
         """
         from PIL import Image
 
-        images = []
-        for picture in pictures:
-            if isinstance(picture, np.ndarray):
-                picture = Image.fromarray(picture)
-            elif not isinstance(picture, Image.Image):
-                picture = open_image(picture)
-            images.append(self.vit_transform(picture))
+        inputs = []
+        for image in images:
+            if isinstance(image, np.ndarray):
+                image = Image.fromarray(image)
+            elif not isinstance(image, Image.Image):
+                image = open_image(image)
+            inputs.append(self.vit_transform(image))
         parameters, features = self._vit, []
-        for first in range(0, len(images), ENCODE_BATCH):
-            batch = images[first : first + ENCODE_BATCH]
+        for first in range(0, len(inputs), ENCODE_BATCH):
+            batch = inputs[first : first + ENCODE_BATCH]
             batch = batch + [np.zeros_like(batch[0])] * (ENCODE_BATCH - len(batch))
             features.append(np.asarray(self._encode(parameters, np.stack(batch)), np.float32))
-        return np.concatenate(features)[: len(images)]
+        return np.concatenate(features)[: len(inputs)]
 
     @cached_property
     def story_model(self):
-        """The story MLLM ready for telling: LoRA merged, weights stored as they are read (`sample.weights`)."""
+        """The story MLLM prepared for inference: LoRA merged, weights stored as `sample.weights` says."""
         model = build(self.config.model, "story", self._load("story"))
         ready = for_sampling(model, dtype=model.config.llama.dtype, weights=self.config.sample.weights)
         return ready if self.mesh is None else on_mesh(ready, self.mesh)
 
-    def engine(self, policy: str | Policy = "multimodal_sink", telling: GenerationConfig | None = None, **settings):
+    def engine(self, policy: str | Policy = "multimodal_sink", config: GenerationConfig | None = None, **settings):
         """A `StoryEngine` under a policy, by name with its settings or as an object."""
         if isinstance(policy, str):
             window = {} if policy == "dense" else {"window": self.config.sample.window}
             policy = make_policy(policy, **(window | settings))
-        return StoryEngine(self.story_model, self.tokenizer, policy, telling or self.telling(), self.mesh)
+        return StoryEngine(self.story_model, self.tokenizer, policy, config or self.generation_config(), self.mesh)
 
-    def telling(self, **changes: Any) -> GenerationConfig:
-        """How stories are told: the config's sampling section with changes."""
+    def generation_config(self, **changes: Any) -> GenerationConfig:
+        """Settings of generation: the config's sampling section with changes."""
         sample = self.config.sample
         defaults = {name: getattr(sample, name) for name in ("max_text_tokens", "temperature", "top_p")}
         return GenerationConfig(**(defaults | changes))
 
     def start(
-        self, picture: Any, text: str, *, policy: str | Policy = "multimodal_sink", length: int = 25, **settings
+        self, image: Any, text: str, *, policy: str | Policy = "multimodal_sink", length: int = 25, **settings
     ) -> Story:
-        """A story that begins with a picture and a sentence; iterate over it, or ask for `next(caption=...)`."""
-        engine = self.engine(policy, self.telling(length=length), **settings)
-        return engine.start(self.encode([picture])[0], text)
+        """A story prompted by an image and a caption; iterate over it, or ask for `next(caption=...)`."""
+        engine = self.engine(policy, self.generation_config(length=length), **settings)
+        return engine.start(self.encode([image])[0], text)
 
     @cached_property
     def renderer(self) -> Renderer:
-        """Draws pictures from features; compiled when first used."""
-        drawing = stored_as(self.config.model.detokenizer.unet.dtype, self._load("detokenizer"))
-        return make_renderer(self.config, drawing | self._load("vae") | self._vit)
+        """Renders images from features; compiled when first used."""
+        detokenizer = stored_as(self.config.model.detokenizer.unet.dtype, self._load("detokenizer"))
+        return make_renderer(self.config, detokenizer | self._load("vae") | self._vit)
 
-    def draw(self, sequences: Sequence[StorySequence], *, story: int = 0, seed: int = 0, **options) -> np.ndarray:
-        """Pictures uint8 [n h w 3] of told sequences; `story` and `seed` choose the noise."""
-        features = np.stack([one.predicted_image_features for one in sequences])
-        frames = [one.index for one in sequences]
-        return self.renderer.draw(features, [story] * len(frames), frames, seed=seed, **options)
+    def render(self, turns: Sequence[Turn], *, story: int = 0, seed: int = 0, **options) -> np.ndarray:
+        """Images uint8 [n h w 3] of turns; `story` and `seed` choose the noise."""
+        features = np.stack([turn.predicted_image_features for turn in turns])
+        indices = [turn.index for turn in turns]
+        return self.renderer.render(features, [story] * len(turns), indices, seed=seed, **options)
 
 
 def on_mesh(model: StoryMLLM, mesh: Mesh) -> StoryMLLM:
@@ -156,7 +155,7 @@ def on_mesh(model: StoryMLLM, mesh: Mesh) -> StoryMLLM:
 
 
 def load(workdir: str | Path, config: Config | None = None) -> StoryPipeline:
-    """The system trained in `workdir`; a config that is given must agree with the workdir's own.
+    """The pipeline of the run in `workdir`; a config that is given must agree with the workdir's own.
 
     Raises UserError if the folder holds no run, or another one than the config says.
     """

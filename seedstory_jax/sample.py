@@ -1,4 +1,4 @@
-"""`sample.py`'s one function: from its flags to story folders."""
+"""The sample command: from its flags to story folders."""
 
 import argparse
 import os
@@ -15,7 +15,7 @@ from seedstory_jax.data.storystream import StoryDataset
 from seedstory_jax.errors import UserError
 from seedstory_jax.generation.engine import StoryEngine
 from seedstory_jax.generation.policies import POLICIES
-from seedstory_jax.generation.story_files import Request, sample, write_many
+from seedstory_jax.generation.story_files import Request, write_many, write_one
 from seedstory_jax.pipeline import StoryPipeline, load
 from seedstory_jax.report.storybook import write_storybook
 
@@ -23,26 +23,26 @@ MODES = ("generate", "visualize")
 
 
 def run_sampling(flags: argparse.Namespace, overrides: Mapping[str, str]) -> int:
-    """Tells what the flags ask for; 0, or 1 if some of many stories failed.
+    """Generates what the flags ask for; returns 0, or 1 if some of many stories failed.
 
     Raises UserError, before a model is loaded, for flags that do not go together or files that cannot be read.
     """
     check_flags(flags)
-    picture = None if flags.stories else open_image(flags.image)
+    image = None if flags.stories else open_image(flags.image)
     captions = read_captions(flags.captions) if flags.captions else ()
-    system = load(flags.workdir, load_config(flags.config, overrides) if flags.config else None)
+    pipeline = load(flags.workdir, load_config(flags.config, overrides) if flags.config else None)
     if overrides and not flags.config:
-        system = StoryPipeline(_overridden(system.config, overrides), system.workdir)
-    engine = make_engine(system, flags)
-    draw = None if flags.text_only else make_draw(system, flags)
+        pipeline = StoryPipeline(_overridden(pipeline.config, overrides), pipeline.workdir)
+    engine = make_engine(pipeline, flags)
+    render = None if flags.text_only else make_render(pipeline, flags)
     if flags.stories:
         dataset = StoryDataset(flags.stories, flags.image_root)
         counts = write_many(
             engine,
-            requests_of(system, dataset, flags),
+            requests_of(pipeline, dataset, flags),
             flags.out,
             batch=min(flags.batch, len(dataset)),
-            draw=draw,
+            render=render,
             mode=flags.mode,
             after=write_storybook,
         )
@@ -53,14 +53,14 @@ def run_sampling(flags: argparse.Namespace, overrides: Mapping[str, str]) -> int
         name=flags.out.name,
         number=0,
         text=flags.text,
-        image_features=system.encode([picture])[0],
-        picture=None if flags.text_only else shown_picture(system, picture),
+        image_features=pipeline.encode([image])[0],
+        image=None if flags.text_only else shown_image(pipeline, image),
         captions=captions,
     )
-    story = sample(engine, request, flags.out, draw=draw, mode=flags.mode)
+    story = write_one(engine, request, flags.out, render=render, mode=flags.mode)
     write_storybook(flags.out, story)
     early = "; the model ended the story there (--exact_length goes on)" if story["ending"] == "end" else ""
-    print(f"{len(story['frames'])} sequences written to {flags.out / 'index.html'}{early}")
+    print(f"{len(story['frames'])} turns written to {flags.out / 'index.html'}{early}")
     return 0
 
 
@@ -71,11 +71,11 @@ def check_flags(flags: argparse.Namespace) -> None:
     if flags.policy not in POLICIES:
         raise UserError(f"unknown policy {flags.policy!r}: {nearest(flags.policy, list(POLICIES))}")
     if flags.length < 1:
-        raise UserError(f"--length={flags.length}: a story has at least 1 sequence")
+        raise UserError(f"--length={flags.length}: a story has at least 1 turn")
     if flags.steps is not None and flags.steps < 1:
         raise UserError(f"--steps={flags.steps}: at least 1 denoising step")
     if flags.batch < 1:
-        raise UserError(f"--batch={flags.batch}: tell at least 1 story at a time")
+        raise UserError(f"--batch={flags.batch}: generate at least 1 story at a time")
     if flags.exact_length and flags.at_limit == "stop":
         raise UserError("--at_limit=stop may end a story early, --exact_length may not: leave one out")
     if flags.stories is None:
@@ -86,9 +86,9 @@ def check_flags(flags: argparse.Namespace) -> None:
         if not flags.text.strip():
             raise UserError("--text is empty; give the first caption, one sentence")
         if flags.mode == "visualize" and not flags.captions:
-            raise UserError("--mode=visualize draws given captions: name their file with --captions=FILE")
+            raise UserError("--mode=visualize renders given captions: name their file with --captions=FILE")
     elif flags.image or flags.text or flags.captions:
-        raise UserError("--stories brings its own beginnings; leave --image, --text and --captions out")
+        raise UserError("--stories brings its own prompts; leave --image, --text and --captions out")
 
 
 def read_captions(path: Path) -> tuple[str, ...]:
@@ -103,8 +103,8 @@ def read_captions(path: Path) -> tuple[str, ...]:
     return captions
 
 
-def make_engine(system: StoryPipeline, flags: argparse.Namespace) -> StoryEngine:
-    """The engine that the flags describe."""
+def make_engine(pipeline: StoryPipeline, flags: argparse.Namespace) -> StoryEngine:
+    """Engine that the flags describe."""
     settings = {"positions": flags.positions}
     if flags.window is not None:
         settings["window"] = flags.window
@@ -113,15 +113,15 @@ def make_engine(system: StoryPipeline, flags: argparse.Namespace) -> StoryEngine
     changes = {name: getattr(flags, name) for name in ("temperature", "top_p") if getattr(flags, name) is not None}
     changes |= {"at_limit": flags.at_limit, "allow_end": not flags.exact_length, "seed": flags.seed}
     changes["keep_features"] = not flags.text_only
-    telling = system.telling(length=flags.length, **changes)
-    engine = system.engine(flags.policy, telling, **settings)
+    config = pipeline.generation_config(length=flags.length, **changes)
+    engine = pipeline.engine(flags.policy, config, **settings)
     check_memory(engine, 1 if flags.stories is None else flags.batch)
     return engine
 
 
 def check_memory(engine: StoryEngine, stories: int) -> None:
-    """Raises UserError if the buffer of so many stories is larger than the device's memory, before it is asked for."""
-    llama = engine.shape.config.llama
+    """Raises UserError if the buffer of so many stories is larger than the device's memory, before it is allocated."""
+    llama = engine.spec.config.llama
     slots = engine.slots()
     itemsize = jnp.dtype(engine.config.buffer_dtype or llama.dtype).itemsize
     needed = 2 * llama.num_layers * stories * slots * llama.num_kv_heads * llama.head_dim * itemsize
@@ -130,40 +130,40 @@ def check_memory(engine: StoryEngine, stories: int) -> None:
     if needed > limit:
         raise UserError(
             f"--length={engine.config.length} under {engine.policy_name} needs {slots} slots for {stories} stories, "
-            f"{needed / 1e9:,.0f} GB of {limit / 1e9:,.0f} GB; tell fewer at once or shorter ones, use --policy=window "
-            "or bound --image_sink_cap"
+            f"{needed / 1e9:,.0f} GB of {limit / 1e9:,.0f} GB; generate fewer at once or shorter ones, use "
+            "--policy=window or bound --image_sink_cap"
         )
 
 
-def make_draw(system: StoryPipeline, flags: argparse.Namespace):
-    """(features, stories, frames) -> pixels, with the flags' steps and guidance."""
+def make_render(pipeline: StoryPipeline, flags: argparse.Namespace):
+    """(features, stories, turns) -> images, with the flags' steps and guidance."""
 
-    def draw(features, stories, frames):
-        return system.renderer.draw(
-            features, stories, frames, seed=flags.seed, steps=flags.steps, guidance=flags.guidance
+    def render(features, stories, turns):
+        return pipeline.renderer.render(
+            features, stories, turns, seed=flags.seed, steps=flags.steps, guidance=flags.guidance
         )
 
-    return draw
+    return render
 
 
-def shown_picture(system: StoryPipeline, picture) -> np.ndarray:
-    """A given picture at the size of the drawn ones, uint8 [s s 3]."""
-    return system.run_data.pixel_transform.pixels(picture)
+def shown_image(pipeline: StoryPipeline, image) -> np.ndarray:
+    """A given image at the size of the rendered ones, uint8 [s s 3]."""
+    return pipeline.run_data.pixel_transform.pixels(image)
 
 
 def requests_of(
-    system: StoryPipeline, dataset: StoryDataset, flags: argparse.Namespace
+    pipeline: StoryPipeline, dataset: StoryDataset, flags: argparse.Namespace
 ) -> Iterator[Request | Exception]:
-    """One request a story: its first picture and caption; with mode visualize its other captions too."""
+    """One request a story: its first image and caption; with mode visualize its other captions too."""
     for number, story in enumerate(dataset.stories):
         try:
-            picture = open_image(dataset.image_path(story, 0))
+            image = open_image(dataset.image_path(story, 0))
             yield Request(
                 name=str(story.id),
                 number=number,
                 text=story.captions[0],
-                image_features=system.encode([picture])[0],
-                picture=None if flags.text_only else shown_picture(system, picture),
+                image_features=pipeline.encode([image])[0],
+                image=None if flags.text_only else shown_image(pipeline, image),
                 captions=story.captions[1:] if flags.mode == "visualize" else (),
             )
         except UserError as fault:

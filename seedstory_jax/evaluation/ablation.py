@@ -1,7 +1,7 @@
-"""The ablation's plan and its runs: which policies with which settings, told from the same beginnings with one noise.
+"""Plan and runs of an ablation: policies and their settings on the same prompts with the same noise.
 
 A run is one variant at one length. Its stories lie in `out/stories/<run>/<story>`, its timing in `out/timing`; what is
-there is passed over, so an ablation that was stopped goes on, and one that is asked for more tells only what is new.
+there is passed over, so an ablation that was stopped goes on, and one that is asked for more adds only what is new.
 """
 
 import json
@@ -20,7 +20,7 @@ from seedstory_jax.generation.engine import StoryEngine
 from seedstory_jax.generation.flops import buffer_bytes
 from seedstory_jax.generation.interface import GenerationConfig
 from seedstory_jax.generation.policies import POLICIES, Policy, make_policy
-from seedstory_jax.generation.story_files import Draw, Request, tell, write_story
+from seedstory_jax.generation.story_files import Render, Request, generate, write_story
 from seedstory_jax.models.story_mllm import StoryMLLM
 
 SWEEPS = ("image_head", "image_tail", "start", "window", "cap", "positions")
@@ -114,21 +114,21 @@ class Setup:
     Attributes:
         model: the story model.
         tokenizer: its tokenizer.
-        telling: how stories are told; `length` is set by the run.
+        generation: settings of generation; `length` is set by the run.
         window: of policies that have one, where no sweep says otherwise.
-        draw: draws frames; None tells text only.
+        render: renders images; None generates text only.
         identity: what must be the same when an ablation goes on in a folder: checkpoint, config, seed.
     """
 
     model: StoryMLLM
     tokenizer: object
-    telling: GenerationConfig
+    generation: GenerationConfig
     window: int = 8
-    draw: Draw | None = None
+    render: Render | None = None
     identity: Mapping = None
 
 
-def tell_runs(
+def generate_runs(
     setup: Setup,
     runs: Sequence[Run],
     requests: Sequence[Request],
@@ -140,16 +140,16 @@ def tell_runs(
     after: Callable[[Path, dict], None] = lambda folder, story: None,
     progress: Callable[[Run, str], None] = lambda run, what: None,
 ) -> None:
-    """Tells what is missing of all runs.
+    """Generates what is missing of all runs.
 
     Args:
         setup: see `Setup`.
         runs: from `plan_runs`.
-        requests: the beginnings; the same for every run, with the same noise.
+        requests: the prompts; the same for every run, with the same noise.
         out: the ablation's folder.
         drawn: only so many stories a run get pictures; None: all.
-        timed: also tell the first beginning alone, for the seconds of Table 2.
-        batch: stories told together.
+        timed: also generate the first prompt's story alone, for the seconds of Table 2.
+        batch: stories generated together.
         after: called with each finished folder and its story.json.
         progress: called before each part.
 
@@ -158,19 +158,19 @@ def tell_runs(
     _agree(out, setup)
     drawn = len(requests) if drawn is None else drawn
     for run in runs:
-        telling = replace(setup.telling, length=run.length)
+        config = replace(setup.generation, length=run.length)
         policy = run.variant.make(window=setup.window)
-        engine = StoryEngine(setup.model, setup.tokenizer, policy, telling)
+        engine = StoryEngine(setup.model, setup.tokenizer, policy, config)
         folder = out / "stories" / run.name
         missing = [one for one in requests if not (folder / one.name / "story.json").is_file()]
-        with_pictures = {one.name for one in requests[:drawn]} if setup.draw else set()
+        with_images = {one.name for one in requests[:drawn]} if setup.render else set()
         folder.mkdir(parents=True, exist_ok=True)
         for first in range(0, len(missing), batch):
             progress(run, f"{len(missing) - first} stories")
-            for told in tell(engine, missing[first : first + batch], batch=min(batch, len(requests))):
-                name = told.request.name
-                draw = setup.draw if name in with_pictures else None
-                after(folder / name, write_story(engine, told, folder / name, draw))
+            for story in generate(engine, missing[first : first + batch], batch=min(batch, len(requests))):
+                name = story.request.name
+                render = setup.render if name in with_images else None
+                after(folder / name, write_story(engine, story, folder / name, render))
         timing = out / "timing" / f"{run.name}.json"
         if timed and not timing.is_file():
             progress(run, "timing")
@@ -179,24 +179,24 @@ def tell_runs(
 
 
 def time_run(engine: StoryEngine, request: Request) -> dict:
-    """One story told alone: the best of two runs' seconds (compilation taken out), LLM calls, slots, bytes.
+    """One story generated alone: the best of two runs' seconds (compilation taken out), LLM calls, slots, bytes.
 
     `peak_bytes` is the device's own count, and None where a device keeps none (CPUs).
     """
     device = jax.devices()[0]
     tries = []
     for _ in range(TIMED):
-        (told,) = tell(engine, [request])
-        tries.append(sum(one.seconds for one in told.sequences))
-    llama = engine.shape.config.llama
+        (story,) = generate(engine, [request])
+        tries.append(sum(turn.seconds for turn in story.turns))
+    llama = engine.spec.config.llama
     dtype = engine.config.buffer_dtype or llama.dtype
     stats = device.memory_stats() or {}
     return {
         "seconds": min(tries),
-        "frames": len(told.sequences),
-        "llm_calls": [one.calls for one in told.sequences],
-        "kv_slots": told.slots,
-        "buffer_bytes": buffer_bytes(llama, 1, told.slots, dtype),
+        "frames": len(story.turns),
+        "llm_calls": [turn.calls for turn in story.turns],
+        "kv_slots": story.slots,
+        "buffer_bytes": buffer_bytes(llama, 1, story.slots, dtype),
         "peak_bytes": stats.get("peak_bytes_in_use"),
         "device": device.device_kind,
     }
@@ -213,7 +213,7 @@ def timing_figures(run: Run, out: Path) -> dict[str, Interval]:
     if not path.is_file():
         return {}
     timing = json.loads(path.read_text())
-    calls = timing["llm_calls"][1:]  # the first sequence is the prompt
+    calls = timing["llm_calls"][1:]  # the first turn is the prompt
     return {
         "seconds": _one(timing["seconds"]),
         "llm_calls": bootstrap_mean([[count] for count in calls]),

@@ -48,7 +48,7 @@ class StoryTokens:
 def story_tokens(tokenizer, captions: Sequence[str], image_tokens: int) -> StoryTokens:
     """The row that the model has read once it has told a story: no query tokens of its own drawing.
 
-    `tokenizer` is a `generation.telling.Tokenizer`.
+    `tokenizer` is a `generation.interface.Tokenizer`.
     """
     ids, kind, frame, number, names = [], [], [], [], []
 

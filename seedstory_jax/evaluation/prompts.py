@@ -1,4 +1,4 @@
-"""The first stories of a StoryStream file, as beginnings to tell on from and as true stories to compare with."""
+"""The first stories of a StoryStream file, as prompts and as true stories to compare with."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,31 +15,31 @@ def open_dataset(system, path: Path | None, image_root: Path | None = None) -> S
     return system.run_data.validation if path is None else StoryDataset(path, image_root)
 
 
-def beginnings(system, dataset: StoryDataset, count: int, *, visualize: bool = False) -> list[Request]:
-    """Requests of the first `count` stories (0: all); with `visualize` their own captions are drawn.
+def prompts_of(system, dataset: StoryDataset, count: int, *, visualize: bool = False) -> list[Request]:
+    """Requests of the first `count` stories (0: all); with `visualize` their own captions are rendered.
 
-    Raises UserError if there are fewer, or a picture cannot be read.
+    Raises UserError if there are fewer, or an image cannot be read.
     """
     if count > len(dataset):
         raise UserError(f"--num_stories={count}: there are only {len(dataset)} stories")
     stories = list(dataset.stories[: count or None])
-    pictures = [open_image(dataset.image_path(story, 0)) for story in stories]
-    features = system.encode(pictures)
+    images = [open_image(dataset.image_path(story, 0)) for story in stories]
+    features = system.encode(images)
     return [
         Request(
             name=str(story.id),
             number=number,
             text=story.captions[0],
             image_features=feature,
-            picture=system.run_data.pixel_transform.pixels(picture),
+            image=system.run_data.pixel_transform.pixels(image),
             captions=tuple(story.captions[1:]) if visualize else (),
         )
-        for number, (story, feature, picture) in enumerate(zip(stories, features, pictures, strict=True))
+        for number, (story, feature, image) in enumerate(zip(stories, features, images, strict=True))
     ]
 
 
 def true_stories(dataset: StoryDataset, count: int = 0, length: int = 0) -> list[StoryFolder]:
-    """The dataset's own stories, cut to `length` frames (0: whole)."""
+    """The dataset's own stories, cut to `length` turns (0: whole)."""
     found = []
     for story in dataset.stories[: count or None]:
         turns = range(len(story))[: length or None]

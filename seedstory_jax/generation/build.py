@@ -1,4 +1,4 @@
-"""A story model made ready for telling: adapters merged, weights in the dtype they are read in."""
+"""Models prepared for inference: LoRA merged, weights cast, optionally quantized to int8; the renderer of a run."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, UInt8
 
 from seedstory_jax.checkpoints.parts import build
 from seedstory_jax.config import Config
@@ -22,10 +23,10 @@ KEPT_IN_FLOAT32 = ("scale", "bias", "pos_embed")  # small, and norms are compute
 
 
 def for_sampling(model: StoryMLLM, *, dtype: str = "bfloat16", weights: str = "") -> StoryMLLM:
-    """The same model without adapters, computing and stored in `dtype`; the one given is left as it is.
+    """The model without adapters, computing and stored in `dtype`; the given one is unchanged.
 
     `weights="int8"` stores LLaMA's projections in eight bits (see `models.int8`). Decoding reads every weight once a
-    token, so this is its speed as well as its memory. Raises UserError for another word.
+    token, so this is its speed as well as its memory. Raises UserError for another value.
     """
     if weights not in ("", "int8"):
         raise UserError(f"weights={weights!r}: choose int8, or leave it out for {dtype}")
@@ -44,16 +45,9 @@ def for_sampling(model: StoryMLLM, *, dtype: str = "bfloat16", weights: str = ""
 
 
 def stored_as(dtype: str, parameters: Mapping[str, Any]) -> Parameters:
-    """Parameters by name in the dtype that they are computed in, the small ones left as they are."""
+    """Parameters by name in their compute dtype, the small ones left as they are."""
     kept = {name: name.rpartition(".")[2] in KEPT_IN_FLOAT32 for name in parameters}
     return {name: jnp.asarray(value, None if kept[name] else dtype) for name, value in parameters.items()}
-
-
-def render_images(config: Config, parameters: Mapping[str, Any], features: np.ndarray) -> np.ndarray:
-    """Pixels uint8 [n h w 3] of image features [n q d], as sampling renders them."""
-    return make_renderer(config, parameters, batch_size=len(features)).draw(
-        features, np.zeros(len(features), np.int32), np.arange(len(features))
-    )
 
 
 def make_renderer(config: Config, parameters: Mapping[str, Any], *, batch_size: int | None = None) -> Renderer:
@@ -65,7 +59,7 @@ def make_renderer(config: Config, parameters: Mapping[str, Any], *, batch_size: 
     if sample.guidance != 1.0:
         vit = {name: value for name, value in parameters.items() if name.startswith("vit.")}
         negative = jax.jit(lambda p: zero_image_features(build(model, "vit", p), model.vit.image_size))(vit)
-    frames = batch_size or sample.batch_size
+    images = batch_size or sample.batch_size
     return Renderer(
         build(model, "detokenizer", parameters),
         build(model, "vae", parameters),
@@ -75,9 +69,18 @@ def make_renderer(config: Config, parameters: Mapping[str, Any], *, batch_size: 
             width=model.image_size,
             steps=sample.steps,
             guidance=sample.guidance,
-            batch_size=frames,
-            decode_batch=frames if model.image_size <= 128 else 1,
+            batch_size=images,
+            decode_batch=images if model.image_size <= 128 else 1,
             scheduler=model.scheduler,
         ),
         jax.local_devices(),
+    )
+
+
+def render_images(
+    config: Config, parameters: Mapping[str, Any], features: Float[np.ndarray, "n q d"]
+) -> UInt8[np.ndarray, "n h w 3"]:
+    """Images of features, as sampling renders them, with a renderer made for this call."""
+    return make_renderer(config, parameters, batch_size=len(features)).render(
+        features, np.zeros(len(features), np.int32), np.arange(len(features))
     )

@@ -1,4 +1,4 @@
-"""Counts what XLA compiles, by jax's own monitoring."""
+"""Counters of XLA compilations, from jax's own monitoring."""
 
 import jax
 
@@ -24,7 +24,7 @@ _log = _Log()
 
 
 class Compilations:
-    """What was compiled since this object was made: `count` programs in `seconds`."""
+    """Compilations since this object was made: `count` programs in `seconds`."""
 
     def __init__(self):
         self._count, self._seconds = _log.count, _log.seconds

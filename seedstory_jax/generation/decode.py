@@ -1,8 +1,8 @@
-"""The compiled steps of a story: read text, write text, draw an image, re-read it, forget.
+"""Jitted steps of generation: prefill text, decode text, predict image features, append image, evict.
 
-Each is one `jax.jit` of static shape that takes a `Telling` (donated) and gives it back, so a story of any length
-runs on the same few programs. What shapes a program is in its static arguments; what may change from call to call
-(temperature, seed, a policy's numbers) is data. All of them lower from shapes alone (`lower_programs`).
+Each has static shapes, takes a `GenerationState` (donated) and returns it, so a story of any length runs on the same
+few programs. What shapes a program is in its static arguments; what may change from call to call (temperature, seed,
+a policy's numbers) is data. All of them lower from shapes alone (`aot.lower_programs`).
 
 Axis letters: b story, t token of a chunk, s slot, q row of image features, d model, v vocabulary.
 """
@@ -20,36 +20,35 @@ from jaxtyping import Array, Bool, Float, Int
 
 from seedstory_jax.generation import policies
 from seedstory_jax.models import kv_buffer
+from seedstory_jax.models.attention import MASKED_LOGIT
 from seedstory_jax.models.kv_buffer import Kind, KVBuffer, TokenChunk
 from seedstory_jax.models.layer_stack import activation_axes
 from seedstory_jax.models.parameters import ModuleDef
 from seedstory_jax.models.story_mllm import StoryMLLM, StoryMLLMConfig
 from seedstory_jax.sharding import ACTIVATIONS
 
-NEVER = -1e30
+# Axis letter -> mesh axis: as in training, but a story's images stay with the story.
+ACTIVATION_RULES = {**ACTIVATIONS, "i": ACTIVATIONS["b"]}
 
-# Axis letter -> mesh axis: as in training, but a story's pictures stay with the story.
-LAYOUT = {**ACTIVATIONS, "i": ACTIVATIONS["b"]}
-
-# How the text of a sequence ended.
-WRITING, IMAGE, END, LIMIT = range(4)
+# How the text of a turn ended.
+RUNNING, IMAGE, END, LIMIT = range(4)
 
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """The ids that the engine itself handles."""
+    """Ids that the engine itself handles."""
 
     bos: int
     eos: int
     boi: int
     eoi: int
     image: tuple[int, ...]  # as many as an image has tokens in the LLM
-    barred: tuple[int, ...]  # never written in text: all image tokens there are, and </img>
+    barred: tuple[int, ...]  # never decoded as text: all image tokens there are, and </img>
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What every program of a engine shares, and depends on."""
+class EngineSpec:
+    """Static arguments that all programs of an engine share."""
 
     module_def: ModuleDef
     config: StoryMLLMConfig
@@ -62,17 +61,17 @@ class Shape:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Telling:
-    """All that a batch of stories is between two programs."""
+class GenerationState:
+    """Device state of a batch of stories between two programs."""
 
     buffer: KVBuffer
-    hidden: Any  # float [b d] of the newest token: what comes next is read from it
-    frame: Any  # int32 [b] the sequence being told
+    hidden: Any  # float [b d] of the newest token: the next one is predicted from it
+    turn: Any  # int32 [b] number of the turn that is being generated
 
     @property
     def batch(self) -> int:
-        """How many stories."""
-        return self.frame.shape[0]
+        """Number of stories."""
+        return self.turn.shape[0]
 
 
 @jax.tree_util.register_dataclass
@@ -82,213 +81,221 @@ class Sampling:
 
     temperature: Any  # float []
     top_p: Any  # float []
-    seed: Any  # int32 [b] one a story: its words do not depend on the batch it is in
+    seed: Any  # uint32 [b] one a story: its words do not depend on the batch it is in
 
 
-def program(*, static: tuple[int, ...] = (0,), donate: tuple[int, ...] = ()) -> Callable:
-    """Decorates a function of (shape, ...) as a jitted program, laid out on the shape's mesh."""
+def jitted(*, static: tuple[int, ...] = (0,), donate: tuple[int, ...] = ()) -> Callable:
+    """Decorator: jits a function of (spec, ...), its activations constrained to the spec's mesh."""
 
     def decorate(function: Callable) -> Callable:
         @functools.wraps(function)
-        def laid_out(shape: Shape, *arguments):
-            if shape.mesh is None:
-                return function(shape, *arguments)
-            telling = next((one for one in arguments if isinstance(one, Telling)), None)
-            batch = telling.batch if telling else arguments[0]  # of `begin`
-            with activation_axes(shape.mesh, layout_of(shape.mesh, batch)):
-                return function(shape, *arguments)
+        def on_mesh(spec: EngineSpec, *arguments):
+            if spec.mesh is None:
+                return function(spec, *arguments)
+            state = next((one for one in arguments if isinstance(one, GenerationState)), None)
+            batch = state.batch if state else arguments[0]  # of `init_state`
+            with activation_axes(spec.mesh, activation_rules(spec.mesh, batch)):
+                return function(spec, *arguments)
 
-        return jax.jit(laid_out, static_argnums=static, donate_argnums=donate)
+        return jax.jit(on_mesh, static_argnums=static, donate_argnums=donate)
 
     return decorate
 
 
-def layout_of(mesh: Mesh, batch: int) -> Mapping[str, Any]:
-    """The layout for `batch` stories; as many as data and fsdp do not divide are told by all devices alike."""
-    shards = math.prod(mesh.shape[axis] for axis in LAYOUT["b"])
-    return LAYOUT if batch % shards == 0 else {**LAYOUT, "b": None, "i": None}
+def activation_rules(mesh: Mesh, batch: int) -> Mapping[str, Any]:
+    """Layout of `batch` stories; a batch that data and fsdp do not divide is computed by all devices alike."""
+    shards = math.prod(mesh.shape[axis] for axis in ACTIVATION_RULES["b"])
+    return ACTIVATION_RULES if batch % shards == 0 else {**ACTIVATION_RULES, "b": None, "i": None}
 
 
-def telling_sharding(mesh: Mesh, telling: Telling) -> Telling:
-    """Where a telling lives: stories over data and fsdp, keys and values over tensor, too."""
-    layout = layout_of(mesh, telling.batch)
-    stories, heads = layout["b"], layout["k"]
-    at = jax.tree.map(lambda leaf: NamedSharding(mesh, PartitionSpec(stories)), telling)
+def state_sharding(mesh: Mesh, state: GenerationState) -> GenerationState:
+    """Shardings of a state: stories over data and fsdp, keys and values over tensor, too."""
+    rules = activation_rules(mesh, state.batch)
+    stories, heads = rules["b"], rules["k"]
+    at = jax.tree.map(lambda leaf: NamedSharding(mesh, PartitionSpec(stories)), state)
     kv = NamedSharding(mesh, PartitionSpec(None, stories, heads, None, None))
     return replace(at, buffer=replace(at.buffer, k=kv, v=kv))
 
 
-def model_of(shape: Shape, parameters: dict[str, Any]) -> StoryMLLM:
+def constrain_state(spec: EngineSpec, state: GenerationState) -> GenerationState:
+    """The state laid out as every program takes it, so that the next one need not be compiled anew."""
+    if spec.mesh is None:
+        return state
+    return jax.lax.with_sharding_constraint(state, state_sharding(spec.mesh, state))
+
+
+def model_of(spec: EngineSpec, parameters: dict[str, Any]) -> StoryMLLM:
     """The story model around its parameters."""
-    return shape.module_def.build(parameters)
+    return spec.module_def.build(parameters)
 
 
-@program(static=(0, 1, 2, 3))
-def begin(shape: Shape, batch: int, slots: int, dtype: str) -> Telling:
-    """Stories of which nothing is told yet."""
-    config = shape.config.llama
-    telling = Telling(
+@jitted(static=(0, 1, 2, 3))
+def init_state(spec: EngineSpec, batch: int, slots: int, dtype: str) -> GenerationState:
+    """State of stories without a token."""
+    config = spec.config.llama
+    state = GenerationState(
         buffer=kv_buffer.empty_buffer(config.num_layers, batch, slots, config.num_kv_heads, config.head_dim, dtype),
         hidden=jnp.zeros((batch, config.hidden_size), jnp.dtype(config.dtype)),
-        frame=jnp.zeros((batch,), jnp.int32),
+        turn=jnp.zeros((batch,), jnp.int32),
     )
-    return _stay(shape, telling)
+    return constrain_state(spec, state)
 
 
 @jax.jit
-def copy(telling: Telling) -> Telling:
+def copy_state(state: GenerationState) -> GenerationState:
     """The same in memory of its own: a fork is copied before either branch is donated."""
-    return jax.tree.map(jnp.copy, telling)
+    return jax.tree.map(jnp.copy, state)
 
 
-@program(donate=(2,))
-def read_text(
-    shape: Shape, parameters: dict, telling: Telling, ids: Int[Array, "b t"], count: Int[Array, " b"]
-) -> Telling:
-    """Reads given text, the first `count[b]` ids of each row."""
-    model = model_of(shape, parameters)
-    kind = jnp.where(ids == shape.tokens.bos, int(Kind.BOS), int(Kind.TEXT))
-    return _extend(shape, model, telling, model.llama.embed(ids), kind, count)[0]
+@jitted(donate=(2,))
+def prefill_text(
+    spec: EngineSpec, parameters: dict, state: GenerationState, ids: Int[Array, "b t"], count: Int[Array, " b"]
+) -> GenerationState:
+    """Appends given text, the first `count[b]` ids of each row."""
+    model = model_of(spec, parameters)
+    kind = jnp.where(ids == spec.tokens.bos, int(Kind.BOS), int(Kind.TEXT))
+    return _extend(spec, model, state, model.llama.embed(ids), kind, count)[0]
 
 
-@program(donate=(2,))
-def write_text(
-    shape: Shape, parameters: dict, telling: Telling, writes: Bool[Array, " b"], sampling: Sampling
-) -> tuple[Telling, Int[Array, "b t"], Int[Array, " b"], Int[Array, " b"]]:
-    """Writes until `<img>`, `</s>` or the limit, in the stories where `writes`.
+@jitted(donate=(2,))
+def decode_text(
+    spec: EngineSpec, parameters: dict, state: GenerationState, active: Bool[Array, " b"], sampling: Sampling
+) -> tuple[GenerationState, Int[Array, "b t"], Int[Array, " b"], Int[Array, " b"]]:
+    """Decodes until `<img>`, `</s>` or the limit, in the stories where `active`.
 
-    Returns the telling (which holds the text's tokens, not what ended it), the tokens, their count, and how each
-    text ended: IMAGE, END or LIMIT (WRITING where nothing was to be written). The LLM is called as often as the
-    longest text has tokens.
+    Returns the state (which holds the text's tokens, not what ended it), the tokens, their count, and how each text
+    ended: IMAGE, END or LIMIT (RUNNING where not active). The LLM is called as often as the longest text has tokens.
     """
-    model = model_of(shape, parameters)
+    model = model_of(spec, parameters)
 
-    def choose(telling, outcome, count):
-        logits = _text_logits(shape, model, telling.hidden)
-        token = _choose(logits, sampling, kv_buffer.next_index(telling.buffer))
-        is_full = count >= shape.max_text_tokens
-        ended = jnp.where(is_full, LIMIT, WRITING)
-        ended = jnp.where(token == shape.tokens.eos, END, ended)
-        ended = jnp.where(token == shape.tokens.boi, IMAGE, ended)
-        return token, jnp.where(outcome == WRITING, ended, outcome)
+    def choose(state, outcome, count):
+        logits = _text_logits(spec, model, state.hidden)
+        token = _choose(logits, sampling, kv_buffer.next_story_index(state.buffer))
+        is_full = count >= spec.max_text_tokens
+        ended = jnp.where(is_full, LIMIT, RUNNING)
+        ended = jnp.where(token == spec.tokens.eos, END, ended)
+        ended = jnp.where(token == spec.tokens.boi, IMAGE, ended)
+        return token, jnp.where(outcome == RUNNING, ended, outcome)
 
-    def more(state):
-        outcome = state[-1]
-        return jnp.any(writes & (outcome == WRITING))
+    def more(carry):
+        outcome = carry[-1]
+        return jnp.any(active & (outcome == RUNNING))
 
-    def step(state):
-        telling, tokens, count, token, outcome = state
-        goes_on = writes & (outcome == WRITING)
-        at = jnp.where(goes_on, count, shape.max_text_tokens)
-        tokens = tokens.at[jnp.arange(telling.batch), at].set(token, mode="drop")
+    def step(carry):
+        state, tokens, count, token, outcome = carry
+        goes_on = active & (outcome == RUNNING)
+        at = jnp.where(goes_on, count, spec.max_text_tokens)
+        tokens = tokens.at[jnp.arange(state.batch), at].set(token, mode="drop")
         embeddings = model.llama.embed(token[:, None])
-        kind = jnp.full((telling.batch, 1), int(Kind.TEXT), jnp.int32)
-        telling, _ = _extend(shape, model, telling, embeddings, kind, goes_on.astype(jnp.int32))
+        kind = jnp.full((state.batch, 1), int(Kind.TEXT), jnp.int32)
+        state, _ = _extend(spec, model, state, embeddings, kind, goes_on.astype(jnp.int32))
         count = count + goes_on
-        token, outcome = choose(telling, outcome, count)
-        return telling, tokens, count, token, outcome
+        token, outcome = choose(state, outcome, count)
+        return state, tokens, count, token, outcome
 
-    batch = telling.batch
-    tokens = jnp.zeros((batch, shape.max_text_tokens), jnp.int32)
+    batch = state.batch
+    tokens = jnp.zeros((batch, spec.max_text_tokens), jnp.int32)
     count = jnp.zeros((batch,), jnp.int32)
-    token, outcome = choose(telling, jnp.full((batch,), WRITING, jnp.int32), count)
-    telling, tokens, count, _, outcome = jax.lax.while_loop(more, step, (telling, tokens, count, token, outcome))
-    return telling, tokens, count, jnp.where(writes, outcome, WRITING)
+    token, outcome = choose(state, jnp.full((batch,), RUNNING, jnp.int32), count)
+    state, tokens, count, _, outcome = jax.lax.while_loop(more, step, (state, tokens, count, token, outcome))
+    return state, tokens, count, jnp.where(active, outcome, RUNNING)
 
 
-@program(donate=(2,))
-def draw_image(
-    shape: Shape, parameters: dict, telling: Telling, draws: Bool[Array, " b"]
-) -> tuple[Telling, Float[Array, "b q d"]]:
-    """`<img>` and its query tokens in one chunk -> the predicted image features; the chunk is forgotten again.
+@jitted(donate=(2,))
+def predict_image(
+    spec: EngineSpec, parameters: dict, state: GenerationState, active: Bool[Array, " b"]
+) -> tuple[GenerationState, Float[Array, "b q d"]]:
+    """Image features regressed from `<img>` and its query tokens, one chunk that is then rewound.
 
-    (Rows that do not draw give features that mean nothing.)
+    (The features of inactive rows are meaningless.)
     """
-    model = model_of(shape, parameters)
-    ids = jnp.array([shape.tokens.boi, *shape.tokens.image], jnp.int32)
-    ids = jnp.broadcast_to(ids, (telling.batch, ids.size))
-    kind = jnp.where(ids == shape.tokens.boi, int(Kind.BOI), int(Kind.QUERY))
-    length = telling.buffer.length
-    drawn, hidden = _extend(shape, model, telling, model.llama.embed(ids), kind, jnp.where(draws, ids.shape[1], 0))
-    features = model.draw_images(hidden[:, None, 1:])[:, 0]
-    return replace(telling, buffer=kv_buffer.rewind(drawn.buffer, length)), features.astype(jnp.float32)
+    model = model_of(spec, parameters)
+    ids = jnp.array([spec.tokens.boi, *spec.tokens.image], jnp.int32)
+    ids = jnp.broadcast_to(ids, (state.batch, ids.size))
+    kind = jnp.where(ids == spec.tokens.boi, int(Kind.BOI), int(Kind.QUERY))
+    length = state.buffer.length
+    queried, hidden = _extend(spec, model, state, model.llama.embed(ids), kind, jnp.where(active, ids.shape[1], 0))
+    features = model.predict_image_features(hidden[:, None, 1:])[:, 0]
+    return replace(state, buffer=kv_buffer.rewind(queried.buffer, length)), features.astype(jnp.float32)
 
 
-@program(donate=(2,))
-def read_image(
-    shape: Shape, parameters: dict, telling: Telling, features: Float[Array, "b q d"], reads: Bool[Array, " b"]
-) -> Telling:
-    """`<img>`, an image as the model reads it, and `</img>`: the end of a sequence, drawn or given."""
-    model = model_of(shape, parameters)
-    marks = jnp.array([[shape.tokens.boi, shape.tokens.eoi]], jnp.int32)
-    marks = jnp.broadcast_to(model.llama.embed(marks), (telling.batch, 2, telling.hidden.shape[-1]))
-    image = model.read_images(features[:, None])[:, 0].astype(marks.dtype)
+@jitted(donate=(2,))
+def append_image(
+    spec: EngineSpec,
+    parameters: dict,
+    state: GenerationState,
+    features: Float[Array, "b q d"],
+    active: Bool[Array, " b"],
+) -> GenerationState:
+    """Appends `<img>`, the embedded image and `</img>`, predicted or given: the end of a turn."""
+    model = model_of(spec, parameters)
+    marks = jnp.array([[spec.tokens.boi, spec.tokens.eoi]], jnp.int32)
+    marks = jnp.broadcast_to(model.llama.embed(marks), (state.batch, 2, state.hidden.shape[-1]))
+    image = model.embed_images(features[:, None])[:, 0].astype(marks.dtype)
     embeddings = jnp.concatenate([marks[:, :1], image, marks[:, 1:]], axis=1)
     kind = jnp.full(embeddings.shape[:2], int(Kind.QUERY), jnp.int32)
     kind = kind.at[:, 0].set(int(Kind.BOI)).at[:, -1].set(int(Kind.EOI))
-    telling, _ = _extend(shape, model, telling, embeddings, kind, jnp.where(reads, embeddings.shape[1], 0))
-    return replace(telling, frame=telling.frame + reads)
+    state, _ = _extend(spec, model, state, embeddings, kind, jnp.where(active, embeddings.shape[1], 0))
+    return replace(state, turn=state.turn + active)
 
 
-@program(static=(0, 1), donate=(3,))
-def forget(shape: Shape, policy: policies.Policy, numbers: dict, telling: Telling) -> Telling:
-    """Compacts the buffers to what the policy keeps; `policy, numbers` as `split_policy` gives them."""
+@jitted(static=(0, 1), donate=(3,))
+def evict(spec: EngineSpec, policy: policies.Policy, numbers: dict, state: GenerationState) -> GenerationState:
+    """Compacts the buffers to what the policy keeps; `policy, numbers` as `split_policy` returns them."""
     policy = replace(policy, **numbers)
-    buffer, facts = telling.buffer, telling.buffer.facts
-    theta = shape.config.llama.rope_theta
-    keep, pinned = policies.keep_mask(policy, facts), policies.pinned_mask(policy, facts)
-    return _stay(shape, replace(telling, buffer=kv_buffer.compact(buffer, keep, policy.positions, theta, pinned)))
+    buffer, slots = state.buffer, state.buffer.metadata
+    theta = spec.config.llama.rope_theta
+    keep, is_sink = policies.keep_mask(policy, slots), policies.sink_mask(policy, slots)
+    return constrain_state(
+        spec, replace(state, buffer=kv_buffer.compact(buffer, keep, policy.positions, theta, is_sink))
+    )
 
 
-def _extend(shape: Shape, model: StoryMLLM, telling: Telling, embeddings, kind, count):
-    """Appends tokens that follow what is there; (telling with the newest hidden state, all hidden states)."""
-    buffer = telling.buffer
+def _extend(spec: EngineSpec, model: StoryMLLM, state: GenerationState, embeddings, kind, count):
+    """Appends tokens after the newest ones; (state with the newest hidden state, all hidden states)."""
+    buffer = state.buffer
     step = jnp.arange(embeddings.shape[1], dtype=jnp.int32)[None, :]
-    index = kv_buffer.next_index(buffer)[:, None] + step
-    position = buffer.length[:, None] + step if shape.positions == "slot" else index
-    frame = jnp.broadcast_to(telling.frame[:, None], position.shape)
-    chunk = TokenChunk(position=position, index=index, kind=kind, frame=frame, count=count.astype(jnp.int32))
-    return append(shape, model, telling, embeddings, chunk)
+    story_index = kv_buffer.next_story_index(buffer)[:, None] + step
+    position = buffer.length[:, None] + step if spec.positions == "slot" else story_index
+    turn = jnp.broadcast_to(state.turn[:, None], position.shape)
+    count = count.astype(jnp.int32)
+    chunk = TokenChunk(position=position, story_index=story_index, kind=kind, turn=turn, count=count)
+    return append_chunk(spec, model, state, embeddings, chunk)
 
 
-def append(shape: Shape, model: StoryMLLM, telling: Telling, embeddings: Float[Array, "b t d"], chunk: TokenChunk):
-    """(telling with the chunk and its newest hidden state, all hidden states); rows of count 0 stay as they are."""
-    hidden, buffer = model.llama.extend(embeddings, chunk, telling.buffer)
+def append_chunk(
+    spec: EngineSpec, model: StoryMLLM, state: GenerationState, embeddings: Float[Array, "b t d"], chunk: TokenChunk
+) -> tuple[GenerationState, Float[Array, "b t d"]]:
+    """(state with the chunk and its newest hidden state, all hidden states); rows of count 0 stay as they are."""
+    hidden, buffer = model.llama.extend(embeddings, chunk, state.buffer)
     last = jnp.maximum(chunk.count - 1, 0)[:, None, None]
     newest = jnp.take_along_axis(hidden, last, axis=1)[:, 0]
-    newest = jnp.where(chunk.count[:, None] > 0, newest, telling.hidden)
-    telling = replace(telling, buffer=buffer, hidden=newest.astype(telling.hidden.dtype))
-    return _stay(shape, telling), hidden
+    newest = jnp.where(chunk.count[:, None] > 0, newest, state.hidden)
+    state = replace(state, buffer=buffer, hidden=newest.astype(state.hidden.dtype))
+    return constrain_state(spec, state), hidden
 
 
-def _stay(shape: Shape, telling: Telling) -> Telling:
-    """Every program gives a telling back laid out as it took it, so that the next one need not be compiled anew."""
-    if shape.mesh is None:
-        return telling
-    return jax.lax.with_sharding_constraint(telling, telling_sharding(shape.mesh, telling))
-
-
-def _text_logits(shape: Shape, model: StoryMLLM, hidden) -> Float[Array, "b v"]:
-    """Scores of the next token, image tokens barred."""
+def _text_logits(spec: EngineSpec, model: StoryMLLM, hidden) -> Float[Array, "b v"]:
+    """Logits of the next token, image tokens barred."""
     logits = model.llama.logits(hidden[:, None])[:, 0]
-    barred = shape.tokens.barred if shape.allow_end else (*shape.tokens.barred, shape.tokens.eos)
-    return logits.at[:, jnp.array(barred, jnp.int32)].set(NEVER)
+    barred = spec.tokens.barred if spec.allow_end else (*spec.tokens.barred, spec.tokens.eos)
+    return logits.at[:, jnp.array(barred, jnp.int32)].set(MASKED_LOGIT)
 
 
 def _choose(logits: Float[Array, "b v"], sampling: Sampling, index: Int[Array, " b"]) -> Int[Array, " b"]:
-    """The next token: the best, or one of the nucleus, with noise keyed by the story's seed and the token's number."""
+    """The next token: the best, or one of the nucleus, with noise keyed by the story's seed and the token's index."""
 
     def greedy():
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
-    def draw():
+    def sample():
         scores = logits / jnp.maximum(sampling.temperature, 1e-6)
         probabilities = jax.nn.softmax(scores, axis=-1)
         ranked = jnp.sort(probabilities, axis=-1, descending=True)
         before = jnp.cumsum(ranked, axis=-1) - ranked
         least = jnp.min(jnp.where(before < sampling.top_p, ranked, 2.0), axis=-1, keepdims=True)
-        scores = jnp.where(probabilities >= jnp.minimum(least, ranked[:, :1]), scores, NEVER)
+        scores = jnp.where(probabilities >= jnp.minimum(least, ranked[:, :1]), scores, MASKED_LOGIT)
         keys = jax.vmap(lambda seed, number: jax.random.fold_in(jax.random.key(seed), number))(sampling.seed, index)
         return jax.vmap(jax.random.categorical)(keys, scores).astype(jnp.int32)
 
-    return jax.lax.cond(sampling.temperature > 0, draw, greedy)
+    return jax.lax.cond(sampling.temperature > 0, sample, greedy)

@@ -1,18 +1,17 @@
-"""Tell stories: a sequence is one caption and one image; text first, pixels from its features whenever wanted.
+"""Story engine: generates stories turn by turn; text and image features first, pixels whenever they are wanted.
 
     engine = StoryEngine(model, tokenizer, MultimodalSink(), GenerationConfig(length=30))
     story = engine.start(image_features, "A monkey wakes up in the city.")
-    for sequence in story:
-        print(sequence.text)                    # sequence.predicted_image_features is what the de-tokenizer draws
-    other = story.fork()                        # a branch, without reading anything again
+    for turn in story:
+        print(turn.text)                        # turn.predicted_image_features is the de-tokenizer's input
+    other = story.fork()                        # a branch: the buffer is copied, nothing is recomputed
     other.next(caption="The monkey flies a kite.")
 
-`start` with lists tells many stories at once (`Stories`), each with the very words it has alone.
+`start` with lists generates many stories at once (a `StorySession`), each with the very words it has alone.
 """
 
 import time
-from collections.abc import Iterator
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import jax
@@ -22,7 +21,7 @@ from jax.sharding import Mesh
 from seedstory_jax.errors import UserError
 from seedstory_jax.generation import decode, window_recompute
 from seedstory_jax.generation.compile_stats import Compilations
-from seedstory_jax.generation.interface import GenerationConfig, Sequence, Tokenizer
+from seedstory_jax.generation.interface import GenerationConfig, Tokenizer, Turn
 from seedstory_jax.generation.policies import MultimodalSink, Policy, policy_name, slot_count, split_policy
 from seedstory_jax.models.parameters import split_module
 from seedstory_jax.models.story_mllm import StoryMLLM
@@ -31,26 +30,25 @@ INSTRUCTION = "[INST]"  # precedes every caption but the first
 
 
 @dataclass
-class Row:
-    """What the host knows of one story of a batch."""
+class RowState:
+    """Host state of one story of a batch."""
 
-    sequences: list[Sequence] = field(default_factory=list)
-    caption: str | None = None  # set for the next sequence
-    ending: str | None = (
-        None  # why it ended: "end" (</s>), "limit" (no <img>, and at_limit="stop") or the caller's word
-    )
-    last_words: str = ""  # text after the last image
+    turns: list[Turn] = field(default_factory=list)
+    caption: str | None = None  # set for the next turn
+    ending: str | None = None  # why it ended: "end" (</s>), "limit" (no <img>, and at_limit="stop"), the caller's word
 
 
 class StoryEngine:
-    """A story model, its tokenizer, a policy of remembering and a way of telling; compiled once for a batch size.
+    """A story model with its tokenizer, eviction policy and settings; compiled once for a batch size.
 
     Args:
         model: the story model; its arrays are used as they are (dtype, sharding).
         tokenizer: see `Tokenizer`.
-        policy: what a story remembers.
-        config: how it is told.
-        mesh: (data, fsdp, tensor), to split stories and heads over devices; the model's arrays are to lie on it.
+        policy: eviction policy of the KV buffer.
+        config: settings of generation.
+        mesh: (data, fsdp, tensor), to split stories and heads over devices; the model's arrays must be on it.
+
+    Raises UserError if the tokenizer has fewer image tokens than the model.
     """
 
     def __init__(
@@ -79,7 +77,7 @@ class StoryEngine:
             image=tuple(tokenizer.image_ids[:image_tokens]),
             barred=(*tokenizer.image_ids, tokenizer.eoi),
         )
-        self.shape = decode.Shape(
+        self.spec = decode.EngineSpec(
             module_def=module_def,
             config=model.config,
             tokens=tokens,
@@ -95,22 +93,22 @@ class StoryEngine:
         return policy_name(self.policy)
 
     @property
-    def sequence_tokens(self) -> int:
-        """The most slots that one sequence takes: its text, `<img>`, the image, `</img>`."""
-        return self.config.max_text_tokens + self.shape.config.num_image_tokens + 2
+    def turn_tokens(self) -> int:
+        """The most slots that one turn takes: its text, `<img>`, the image, `</img>`."""
+        return self.config.max_text_tokens + self.spec.config.num_image_tokens + 2
 
     def slots(self, length: int | None = None) -> int:
-        """Slots of a story planned for `length` sequences."""
-        return slot_count(self.policy, length or self.config.length, self.sequence_tokens)
+        """Slots of a story planned for `length` turns."""
+        return slot_count(self.policy, length or self.config.length, self.turn_tokens)
 
-    def start(self, image_features, text, *, length: int | None = None, seed: int | SequenceOf[int] | None = None):
-        """Reads the first sequence of one story, or of many.
+    def start(self, image_features, text, *, length: int | None = None, seed: int | Sequence[int] | None = None):
+        """Prefills the prompt of one story, or of many.
 
         Args:
             image_features: [q d] for one story, [b q d] for many.
-            text: the first caption: a string (gives a `Story`), or a list of b of them (gives `Stories`).
-            length: sequences planned, if other than the config's.
-            seed: of the noise in sampling, one for each story.
+            text: the first caption: a string (returns a `Story`), or a list of b of them (returns a `StorySession`).
+            length: turns planned, if other than the config's.
+            seed: of the sampling noise, one for each story.
 
         Raises UserError for a text that is too long or features of another shape.
         """
@@ -119,34 +117,34 @@ class StoryEngine:
         features = np.asarray(image_features, np.float32)
         features = features[None] if single else features
         base = self.config.seed if seed is None else seed
-        seeds = [base] if single else (list(base) if isinstance(base, SequenceOf) else range(base, base + len(texts)))
-        stories = Stories(self, len(texts), length or self.config.length, seeds)
-        stories.read(texts, features)
-        return Story(stories) if single else stories
+        seeds = [base] if single else (list(base) if isinstance(base, Sequence) else range(base, base + len(texts)))
+        session = StorySession(self, len(texts), length or self.config.length, seeds)
+        session.append(texts, features)
+        return Story(session) if single else session
 
 
-class Stories:
-    """A batch of stories told together; each row goes its own way, and one that has ended costs a masked row."""
+class StorySession:
+    """A batch of stories generated together; each row is independent, and one that has ended is a masked row."""
 
-    def __init__(self, engine: StoryEngine, batch: int, length: int, seeds: SequenceOf[int]):
+    def __init__(self, engine: StoryEngine, batch: int, length: int, seeds: Sequence[int]):
         self.engine = engine
         self.length = length
-        self.rows = [Row() for _ in range(batch)]
+        self.rows = [RowState() for _ in range(batch)]
         self.slots = engine.slots(length)
         self.seeds = np.asarray(seeds, np.uint32)
-        dtype = engine.config.buffer_dtype or engine.shape.config.llama.dtype
-        self._telling = decode.begin(engine.shape, batch, self.slots, dtype)
+        dtype = engine.config.buffer_dtype or engine.spec.config.llama.dtype
+        self._state = decode.init_state(engine.spec, batch, self.slots, dtype)
         self._filled = np.zeros(batch, np.int32)  # slots in use, as the host knows it
-        self._facts = jax.device_get(self._telling.buffer.facts)
+        self._slot_metadata = jax.device_get(self._state.buffer.metadata)
 
     @property
     def active(self) -> np.ndarray:
         """bool [b]: the stories that go on."""
         return np.array([row.ending is None for row in self.rows])
 
-    def read(self, texts: SequenceOf[str], image_features) -> list[Sequence | None]:
-        """Appends a sequence whose caption and image [b q d] are both given, to the stories that go on."""
-        engine, config = self.engine, self.engine.shape.config
+    def append(self, texts: Sequence[str], image_features) -> list[Turn | None]:
+        """Appends a turn whose caption and image [b q d] are both given, to the stories that go on."""
+        engine, config = self.engine, self.engine.spec.config
         features = np.asarray(image_features, np.float32)
         shape = (len(self.rows), config.output_resampler.grid_size**2, config.input_resampler.kv_dim)
         if len(texts) != len(self.rows) or features.ndim != 3 or features.shape[::2] != shape[::2]:
@@ -158,19 +156,19 @@ class Stories:
         ids = [self._encode(row, text) if goes_on else [] for row, text, goes_on in zip(self.rows, texts, active)]
         self._reserve(active)
         clock = _Clock(engine)
-        self._read_text(ids, active)
+        self._prefill_text(ids, active)
         texts = [text.strip() for text in texts]
-        return self._finish(clock, features, active, texts, ids, ["prompt"] * len(ids), calls=2)
+        return self._end_turn(clock, features, active, texts, ids, ["prompt"] * len(ids), calls=2)
 
     def end(self, row: int, why: str) -> None:
-        """Ends story `row` here; what is masked from now on costs the others nothing."""
+        """Ends story `row`; it is masked from now on and costs the others nothing."""
         self.rows[row].ending = self.rows[row].ending or why
 
-    def next(self, captions: SequenceOf[str | None] | None = None) -> list[Sequence | None]:
-        """The next sequence of every story: None for those that have ended.
+    def next(self, captions: Sequence[str | None] | None = None) -> list[Turn | None]:
+        """The next turn of every story: None for those that have ended.
 
         `captions[b]` (or `set_caption`) gives a story's text; where there is none, the model writes it. Raises
-        UserError, before anything is written, if a sequence might not fit the buffer or a caption is too long.
+        UserError, before anything is computed, if a turn might not fit the buffer or a caption is too long.
         """
         engine, config = self.engine, self.engine.config
         captions = [None] * len(self.rows) if captions is None else list(captions)
@@ -185,180 +183,183 @@ class Stories:
         self._reserve(active)
 
         clock, calls = _Clock(engine), 0
-        draws = given.copy()
+        continues = given.copy()
         if given.any():
-            self._read_text(ids, given)
+            self._prefill_text(ids, given)
             calls += 1
         writes = active & ~given
         if writes.any():
-            written, outcome = self._write_text(writes)
-            calls += max(len(tokens) for tokens in written)
+            decoded, outcome = self._decode_text(writes)
+            calls += max(len(tokens) for tokens in decoded)
             for i in np.flatnonzero(writes):
-                ids[i] = written[i]
+                ids[i] = decoded[i]
                 stops = outcome[i] == decode.END or (outcome[i] == decode.LIMIT and config.at_limit == "stop")
                 if stops:
                     self.rows[i].ending = "end" if outcome[i] == decode.END else "limit"
-                    self.rows[i].last_words = self._text(ids[i])
-                draws[i] = not stops
-        if not draws.any():
+                continues[i] = not stops
+        if not continues.any():
             return [None] * len(self.rows)
-        self._telling, features = decode.draw_image(engine.shape, engine.parameters, self._telling, draws)
+        self._state, features = decode.predict_image(engine.spec, engine.parameters, self._state, continues)
         texts = [caption.strip() if had else self._text(row) for caption, had, row in zip(captions, given, ids)]
         sources = ["caption" if had else "generated" for had in given]
         for row in self.rows:
             row.caption = None
-        return self._finish(clock, features, draws, texts, ids, sources, calls=calls + 2)
+        return self._end_turn(clock, features, continues, texts, ids, sources, calls=calls + 2)
 
     def set_caption(self, row: int, caption: str | None) -> None:
-        """What the next sequence of story `row` shall say; None lets the model write it."""
+        """Sets the text of story `row`'s next turn; None lets the model write it."""
         self.rows[row].caption = caption
 
-    def fork(self, seeds: SequenceOf[int] | None = None) -> "Stories":
-        """A second telling that goes on from here by itself; nothing is read again, the buffer is copied."""
-        branch = object.__new__(Stories)
+    def fork(self, seeds: Sequence[int] | None = None) -> "StorySession":
+        """A branch that goes on by itself from here; the buffer is copied, nothing is recomputed."""
+        branch = object.__new__(StorySession)
         branch.__dict__.update(self.__dict__)
-        branch.rows = [replace(row, sequences=list(row.sequences)) for row in self.rows]
+        branch.rows = [replace(row, turns=list(row.turns)) for row in self.rows]
         branch.seeds = self.seeds if seeds is None else np.asarray(seeds, np.uint32)
-        branch._telling = decode.copy(self._telling)
+        branch._state = decode.copy_state(self._state)
         branch._filled = self._filled.copy()
         return branch
 
-    def _encode(self, row: Row, text: str) -> list[int]:
+    def _encode(self, row: RowState, text: str) -> list[int]:
         """Ids of a given caption: the first one of a story bare, later ones after [INST]."""
         tokenizer, config = self.engine.tokenizer, self.engine.config
         tokenizer.refuse_markup(text)
-        later = row.sequences and config.caption_instruction
+        later = row.turns and config.caption_instruction
         ids = list(tokenizer.next_turn(text.strip()) if later else tokenizer.first_turn(text.strip()))
         limit = config.max_text_tokens
         if len(ids) > limit:
             raise UserError(f"a caption of {len(ids)} tokens is longer than max_text_tokens={limit}: {text[:60]!r}")
         return ids
 
-    def _text(self, ids: SequenceOf[int]) -> str:
+    def _text(self, ids: Sequence[int]) -> str:
         text = self.engine.tokenizer.decode(list(ids), skip_special=True).strip()
         return text.removeprefix(INSTRUCTION).strip()
 
     def _reserve(self, active: np.ndarray) -> None:
-        """Refuses a sequence that might not fit, before anything is written."""
-        first = [not row.sequences for row in self.rows]
-        needed = self._filled + self.engine.sequence_tokens + np.array(first)
+        """Refuses a turn that might not fit, before anything is computed."""
+        first = [not row.turns for row in self.rows]
+        needed = self._filled + self.engine.turn_tokens + np.array(first)
         for i in np.flatnonzero(active & (needed > self.slots)):
             raise UserError(
-                f"story {i} fills {self._filled[i]} of {self.slots} slots, and a sequence may take "
-                f"{self.engine.sequence_tokens}: plan it for more than length={self.length} sequences, "
-                "or choose a policy that forgets (multimodal_sink with image_sink_cap has no end)"
+                f"story {i} fills {self._filled[i]} of {self.slots} slots, and a turn may take "
+                f"{self.engine.turn_tokens}: plan it for more than length={self.length} turns, "
+                "or choose a policy that evicts (multimodal_sink with image_sink_cap has no end)"
             )
 
-    def _read_text(self, ids: list[list[int]], reads: np.ndarray) -> None:
-        shape = self.engine.shape
-        rows = np.zeros((len(ids), shape.max_text_tokens + 1), np.int32)
+    def _prefill_text(self, ids: list[list[int]], active: np.ndarray) -> None:
+        spec = self.engine.spec
+        rows = np.zeros((len(ids), spec.max_text_tokens + 1), np.int32)
         count = np.zeros(len(ids), np.int32)
-        for i in np.flatnonzero(reads):
-            text = ids[i] if self.rows[i].sequences else [shape.tokens.bos, *ids[i]]
+        for i in np.flatnonzero(active):
+            text = ids[i] if self.rows[i].turns else [spec.tokens.bos, *ids[i]]
             rows[i, : len(text)] = text
             count[i] = len(text)
-        self._telling = decode.read_text(shape, self.engine.parameters, self._telling, rows, count)
+        self._state = decode.prefill_text(spec, self.engine.parameters, self._state, rows, count)
 
-    def _write_text(self, writes: np.ndarray) -> tuple[list[list[int]], np.ndarray]:
+    def _decode_text(self, active: np.ndarray) -> tuple[list[list[int]], np.ndarray]:
         config = self.engine.config
         sampling = decode.Sampling(np.float32(config.temperature), np.float32(config.top_p), self.seeds)
-        self._telling, tokens, count, outcome = decode.write_text(
-            self.engine.shape, self.engine.parameters, self._telling, writes, sampling
+        self._state, tokens, count, outcome = decode.decode_text(
+            self.engine.spec, self.engine.parameters, self._state, active, sampling
         )
         tokens, count, outcome = jax.device_get((tokens, count, outcome))
         return [row[:n].tolist() for row, n in zip(tokens, count)], outcome
 
-    def _finish(self, clock, features, draws, texts, ids, sources, calls) -> list[Sequence | None]:
-        """Re-reads the images, forgets what the policy lets go, and writes down what was told."""
-        engine, shape = self.engine, self.engine.shape
-        evicts = np.zeros_like(draws)
+    def _end_turn(self, clock, features, active, texts, ids, sources, calls) -> list[Turn | None]:
+        """Appends the images, evicts, and records the turns."""
+        engine, spec = self.engine, self.engine.spec
+        recomputes = np.zeros_like(active)
         if engine.policy.recompute:
-            evicts = draws & np.array([len(row.sequences) >= engine.policy.window for row in self.rows])
-        reads = draws & ~evicts
-        if reads.any():
-            self._telling = decode.read_image(shape, engine.parameters, self._telling, features, reads)
+            recomputes = active & np.array([len(row.turns) >= engine.policy.window for row in self.rows])
+        appends = active & ~recomputes
+        if appends.any():
+            self._state = decode.append_image(spec, engine.parameters, self._state, features, appends)
         features = np.asarray(features)
-        if evicts.any():
-            told = [self._window(row, ids[i], features[i]) if evicts[i] else [] for i, row in enumerate(self.rows)]
-            arguments = window_recompute.window_chunk(shape.tokens, engine.policy.window, engine.sequence_tokens, told)
-            self._telling = window_recompute.recompute_window(shape, engine.parameters, self._telling, *arguments)
+        if recomputes.any():
+            windows = [
+                self._window(row, ids[i], features[i]) if recomputes[i] else [] for i, row in enumerate(self.rows)
+            ]
+            arguments = window_recompute.window_chunk(spec.tokens, engine.policy.window, engine.turn_tokens, windows)
+            self._state = window_recompute.recompute_window(spec, engine.parameters, self._state, *arguments)
         if not engine.policy.recompute:
-            self._telling = decode.forget(shape, *split_policy(engine.policy), self._telling)
-        facts = self._facts
-        self._facts, self._filled = jax.device_get((self._telling.buffer.facts, self._telling.buffer.length))
+            self._state = decode.evict(spec, *split_policy(engine.policy), self._state)
+        before = self._slot_metadata
+        self._slot_metadata, self._filled = jax.device_get((self._state.buffer.metadata, self._state.buffer.length))
         seconds = clock.seconds()
-        results: list[Sequence | None] = []
+        results: list[Turn | None] = []
         for i, row in enumerate(self.rows):
-            if not draws[i]:
+            if not active[i]:
                 results.append(None)
                 continue
-            slots = jax.tree.map(lambda fact, i=i: fact[i], facts)
-            one = Sequence(len(row.sequences), texts[i], tuple(ids[i]), sources[i], features[i], slots, seconds, calls)
-            row.sequences.append(one)
-            results.append(one)
-            recompute_window = engine.policy.window if engine.policy.recompute else 1
-            if not engine.config.keep_features and len(row.sequences) > recompute_window:
-                older = row.sequences[-recompute_window - 1]
+            slots = jax.tree.map(lambda column, i=i: column[i], before)
+            turn = Turn(len(row.turns), texts[i], tuple(ids[i]), sources[i], features[i], slots, seconds, calls)
+            row.turns.append(turn)
+            results.append(turn)
+            needed = engine.policy.window if engine.policy.recompute else 1
+            if not engine.config.keep_features and len(row.turns) > needed:
+                older = row.turns[-needed - 1]
                 bare = older.predicted_image_features[:0].copy()  # a view would keep the whole
-                row.sequences[-recompute_window - 1] = replace(older, predicted_image_features=bare)
+                row.turns[-needed - 1] = replace(older, predicted_image_features=bare)
         return results
 
-    def _window(self, row: Row, newest_ids: list[int], newest_features: np.ndarray) -> list[window_recompute.Told]:
-        """The newest sequences, the one just drawn included, as `window_recompute` reads them again."""
-        policy, tokens = self.engine.policy, self.engine.shape.tokens
-        told = [(one.tokens, one.predicted_image_features) for one in row.sequences]
-        told.append((tuple(newest_ids), newest_features))
-        lengths = [len(ids) + len(tokens.image) + 2 for ids, _ in told]
-        first = len(told) - policy.window
+    def _window(
+        self, row: RowState, newest_ids: list[int], newest_features: np.ndarray
+    ) -> list[window_recompute.WindowTurn]:
+        """The window's turns, the newest included, as `window_recompute` prefills them again."""
+        policy, tokens = self.engine.policy, self.engine.spec.tokens
+        turns = [(one.tokens, one.predicted_image_features) for one in row.turns]
+        turns.append((tuple(newest_ids), newest_features))
+        lengths = [len(ids) + len(tokens.image) + 2 for ids, _ in turns]
+        first = len(turns) - policy.window
         window = [
-            window_recompute.Told(frame, 1 + sum(lengths[:frame]), *told[frame])
-            for frame in range(max(first, 0), len(told))
+            window_recompute.WindowTurn(number, 1 + sum(lengths[:number]), *turns[number])
+            for number in range(max(first, 0), len(turns))
         ]
         if policy.recompute_bos and first > 0:
-            bare = self.engine.tokenizer.first_turn(row.sequences[first].text)
-            window[0] = replace(window[0], index=window[0].index - 1, ids=(tokens.bos, *bare))
+            bare = self.engine.tokenizer.first_turn(row.turns[first].text)
+            window[0] = replace(window[0], story_index=window[0].story_index - 1, ids=(tokens.bos, *bare))
         return window
 
 
 class Story:
-    """One story: iterate over its sequences, or ask for the next one, change its caption, fork it."""
+    """One story: iterate over its turns, or ask for the next one, set its caption, fork it."""
 
-    def __init__(self, stories: Stories):
-        self.stories = stories
+    def __init__(self, session: StorySession):
+        self.session = session
 
     @property
-    def sequences(self) -> list[Sequence]:
-        """What is told so far."""
-        return self.stories.rows[0].sequences
+    def turns(self) -> list[Turn]:
+        """The turns so far."""
+        return self.session.rows[0].turns
 
     @property
     def ending(self) -> str | None:
         """Why it ended: "end", "limit", or None while it goes on."""
-        return self.stories.rows[0].ending
+        return self.session.rows[0].ending
 
-    def next(self, caption: str | None = None) -> Sequence | None:
-        """The next sequence (see `Stories.next`), None if the story has ended."""
-        return self.stories.next([caption])[0]
+    def next(self, caption: str | None = None) -> Turn | None:
+        """The next turn (see `StorySession.next`), None if the story has ended."""
+        return self.session.next([caption])[0]
 
-    def read(self, text: str, image_features) -> Sequence:
-        """Appends a sequence whose caption and image [q d] are both given."""
-        return self.stories.read([text], np.asarray(image_features)[None])[0]
+    def append(self, text: str, image_features) -> Turn:
+        """Appends a turn whose caption and image [q d] are both given."""
+        return self.session.append([text], np.asarray(image_features)[None])[0]
 
     def set_caption(self, caption: str | None) -> None:
-        """What the next sequence shall say."""
-        self.stories.set_caption(0, caption)
+        """Sets the text of the next turn."""
+        self.session.set_caption(0, caption)
 
     def fork(self, seed: int | None = None) -> "Story":
-        """A branch from here; the buffer is copied, nothing is read again."""
-        return Story(self.stories.fork(None if seed is None else [seed]))
+        """A branch from here; the buffer is copied, nothing is recomputed."""
+        return Story(self.session.fork(None if seed is None else [seed]))
 
-    def __iter__(self) -> Iterator[Sequence]:
-        """Sequences to come, up to the planned length or the story's own end."""
-        while len(self.sequences) < self.stories.length:
-            sequence = self.next()
-            if sequence is None:
+    def __iter__(self) -> Iterator[Turn]:
+        """Turns to come, up to the planned length or the story's own end."""
+        while len(self.turns) < self.session.length:
+            turn = self.next()
+            if turn is None:
                 return
-            yield sequence
+            yield turn
 
 
 class _Clock:

@@ -1,6 +1,6 @@
-"""What the story engine is told and tells: how a story goes on, one sequence of it, and what it asks of a tokenizer."""
+"""Configuration, outputs and tokenizer protocol of the story engine."""
 
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -12,22 +12,22 @@ from seedstory_jax.models.kv_buffer import SlotMetadata
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What the engine asks of a tokenizer (`data.tokenizer.StoryTokenizer` has it)."""
+    """What the engine needs of a tokenizer (`data.text_tokenizer.StoryTokenizer` implements it)."""
 
     bos: int
     eos: int
     boi: int
     eoi: int
-    image_ids: SequenceOf[int]
+    image_ids: Sequence[int]
 
     def first_turn(self, caption: str) -> list[int]:
         """Ids of a story's first caption, without `<s>`."""
 
     def next_turn(self, caption: str) -> list[int]:
-        """Ids of `[INST]caption` behind an image."""
+        """Ids of `[INST]caption` after an image."""
 
-    def decode(self, ids: SequenceOf[int], skip_special: bool = False) -> str:
-        """The text of ids."""
+    def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
+        """Text of ids."""
 
     def refuse_markup(self, text: str) -> None:
         """Raises UserError for a text that holds the marks of a story's structure."""
@@ -35,19 +35,21 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """How stories are told.
+    """Settings of generation.
 
     Attributes:
-        length: sequences a story is planned for, the given ones included; it sizes the buffer of policies that grow.
+        length: turns a story is planned for, the prompt included; it sizes the buffer of policies that grow.
         max_text_tokens: of one caption, with its [INST].
         at_limit: what follows a caption that reaches it: an image all the same ("force_image"), or the end of the story
             ("stop"), as released.
         temperature: 0 is greedy, as published; then top_p and seed have no effect.
+        top_p: nucleus sampling takes the most likely tokens that reach this probability together.
+        seed: of the sampling noise.
         allow_end: whether the model may end a story itself (`</s>`).
         caption_instruction: put [INST] before given captions; the released visualisation script leaves it out.
         buffer_dtype: of keys and values; "" takes the model's compute dtype.
-        keep_features: whether the host keeps the image features of every sequence, to draw it later (a megabyte a frame
-            at 7B); without, it keeps those that `window_recompute` reads again, and older sequences have none [0 d].
+        keep_features: whether the host keeps the image features of every turn, to render it later (a megabyte an image
+            at 7B); without, it keeps those that `window_recompute` reads again, and older turns have none [0 d].
     """
 
     length: int = 25
@@ -73,7 +75,7 @@ class GenerationConfig:
 
 
 @dataclass(frozen=True)
-class Sequence:
+class Turn:
     """One caption and one image of a story.
 
     Attributes:
@@ -81,8 +83,8 @@ class Sequence:
         text: the caption, without [INST].
         tokens: its ids, [INST] included, `<s>` and `<img>` not.
         source: "prompt" (text and image given), "caption" (text given) or "generated".
-        predicted_image_features: [q d] float32: what the de-tokenizer draws (the given ones for a prompt).
-        slots: numpy facts [s] of what the buffer held of the story when this sequence began.
+        predicted_image_features: [q d] float32: input of the de-tokenizer (the given ones for a prompt).
+        slots: numpy metadata [s] of what the buffer held of the story when this turn began.
         seconds: of the LLM's work for the batch, compilation taken out.
         calls: of the LLM.
     """

@@ -1,11 +1,11 @@
-"""Features to pictures: guided denoising in one compiled loop, VAE decoding, over all devices.
+"""Renderer: image features to pixels by guided denoising in one compiled loop and VAE decoding, over all devices.
 
-The features of a story's frames are known before its pictures, so frames are drawn in batches of one fixed size.
-Number of steps, guidance scale and seed are arguments of the compiled function, not constants in it. A frame's noise
-depends on (seed, story, frame) alone, and every device works on the same number of frames at a time whatever their
+The features of a story's images are known before its pixels, so images are rendered in batches of one fixed size.
+Number of steps, guidance scale and seed are arguments of the compiled function, not constants in it. An image's noise
+depends on (seed, story, turn) alone, and every device works on the same number of images at a time whatever their
 number: pixels do not depend on batch, order or device count.
 
-Order of the work: image features -> `condition_on` -> `denoise` (`guided_step` by `guided_step`) -> `decode_frames`.
+Order of the work: image features -> `condition_on` -> `denoise` (`guided_step` by `guided_step`) -> `decode_images`.
 """
 
 import math
@@ -33,16 +33,16 @@ from seedstory_jax.models.sdxl.perceiver import Perceiver
 from seedstory_jax.models.sdxl.unet import UNet
 from seedstory_jax.models.sdxl.vae import VAE, decode_in_tiles
 
-FRAMES = "frames"  # the mesh axis
+IMAGES = "images"  # the mesh axis
 TILE_OVERLAP = 0.25  # of a tile's side
 
 
 @dataclass(frozen=True)
 class RenderConfig:
-    """How pictures are drawn; the defaults are the released ones.
+    """Settings of rendering; the defaults are the released ones.
 
-    `batch_size`: frames a device draws at a time. `decode_batch`: of these, how many the VAE decodes at a time.
-    `tile`: side in latents of the VAE's tiles, 0 for the whole picture. `steps` and `guidance` can be changed for each
+    `batch_size`: images a device renders at a time. `decode_batch`: of these, how many the VAE decodes at a time.
+    `tile`: side in latents of the VAE's tiles, 0 for the whole image. `steps` and `guidance` can be changed for each
     call without compiling again.
     """
 
@@ -63,14 +63,14 @@ class RenderConfig:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Condition:
-    """What the UNet reads in place of text."""
+    """Conditioning of the UNet, in place of text."""
 
     tokens: Shaped[Array, "b s d"]
     pooled: Shaped[Array, "b p"]
 
 
 def condition_on(perceiver: Perceiver, features: Float[Array, "b q f"]) -> Condition:
-    """The condition of image features, true or regressed."""
+    """Condition made of image features, true or regressed."""
     return Condition(*perceiver(features))
 
 
@@ -80,20 +80,20 @@ def zero_image_features(vit: nnx.Module, image_size: int) -> Float[Array, "1 q f
 
 
 def sampling_time_ids(batch: int, height: int, width: int) -> Float[Array, "b 6"]:
-    """Time ids of a picture drawn whole: height, width, 0, 0, height, width, in pixels."""
+    """Time ids of an uncropped image: height, width, 0, 0, height, width, in pixels."""
     return jnp.broadcast_to(jnp.asarray([height, width, 0, 0, height, width], jnp.float32), (batch, 6))
 
 
-def frame_noise(
-    seed: Shaped[Array, ""], story: Shaped[Array, "b"], frame: Shaped[Array, "b"], shape: tuple[int, ...]
+def image_noise(
+    seed: Shaped[Array, ""], story: Shaped[Array, "b"], turn: Shaped[Array, "b"], shape: tuple[int, ...]
 ) -> Float[Array, "b h w c"]:
-    """Unit noise of `shape` a frame, a function of (seed, story, frame) alone."""
+    """Unit noise of `shape` an image, a function of (seed, story, turn) alone."""
     root = jax.random.key(seed, impl="threefry2x32")
 
-    def one(story: Array, frame: Array) -> Array:
-        return jax.random.normal(jax.random.fold_in(jax.random.fold_in(root, story), frame), shape, jnp.float32)
+    def one(story: Array, turn: Array) -> Array:
+        return jax.random.normal(jax.random.fold_in(jax.random.fold_in(root, story), turn), shape, jnp.float32)
 
-    return jax.vmap(one)(story, frame)
+    return jax.vmap(one)(story, turn)
 
 
 def predict(
@@ -107,7 +107,7 @@ def predict(
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "m h w c"]]:
     """(guided prediction, the UNet's raw rows).
 
-    With a negative condition each frame is two neighbouring rows, negative then positive, so that a batch split over
+    With a negative condition each image is two neighbouring rows, negative then positive, so that a batch split over
     devices stays where it is; the result is negative + guidance * (positive - negative). Without one, guidance is not
     used and the UNet does half the work.
     """
@@ -169,10 +169,10 @@ def denoise(
     return jax.lax.fori_loop(0, schedule.steps, body, noise * schedule.initial_sigma)
 
 
-def decode_frames(
+def decode_images(
     vae: VAE, latents: Float[Array, "b hl wl c"], *, decode_batch: int = 1, tile: int = 0
 ) -> UInt8[Array, "b h w 3"]:
-    """Latents as the UNet sees them -> pictures; `decode_batch` at a time (rounded down to a divisor of b)."""
+    """Latents as the UNet sees them -> images; `decode_batch` at a time (rounded down to a divisor of b)."""
     count = math.gcd(latents.shape[0], decode_batch)
 
     def decode(part: Array) -> Array:
@@ -191,19 +191,19 @@ def to_pixels(images: Float[Array, "b h w c"]) -> UInt8[Array, "b h w c"]:
 
 
 @dataclass(frozen=True)
-class Frames:
-    """Pictures of one batch: rows `start` to `start + len(images)` of what was asked for. uint8 [n h w 3]."""
+class ImageBatch:
+    """Images of one batch: rows `start` to `start + len(images)` of what was asked for. uint8 [n h w 3]."""
 
     start: int
     images: np.ndarray
 
 
 class Renderer:
-    """Draws frames from features on all devices; compiles once with guidance, and once without if that is asked for.
+    """Renders images from features on all devices; compiles once with guidance, and once without if that is asked for.
 
     Example:
         renderer = Renderer(detokenizer, vae, zero_image_features(vit, 448), RenderConfig())
-        images = renderer.draw(features, story=[0, 0, 0], frame=[1, 2, 3], seed=7)
+        images = renderer.render(features, story=[0, 0, 0], turn=[1, 2, 3], seed=7)
     """
 
     def __init__(
@@ -223,14 +223,14 @@ class Renderer:
             config: sizes and defaults.
             devices: all of them by default.
 
-        Raises ValueError if the picture's sides are no multiples of what UNet and VAE need.
+        Raises ValueError if the image's sides are no multiples of what UNet and VAE need.
         """
         multiple = detokenizer.config.unet.downscale * vae.config.downscale
         if config.height % multiple or config.width % multiple:
             raise ValueError(f"{config.height} x {config.width} pixels: both sides must be multiples of {multiple}")
         self.config = config
         devices = list(jax.devices() if devices is None else devices)
-        self.mesh = Mesh(np.array(devices), (FRAMES,), axis_types=(AxisType.Auto,))
+        self.mesh = Mesh(np.array(devices), (IMAGES,), axis_types=(AxisType.Auto,))
         self.latent_shape = (
             config.height // vae.config.downscale,
             config.width // vae.config.downscale,
@@ -251,52 +251,52 @@ class Renderer:
         if negative_features is not None:
             self._negative = negative_condition(self._weights[1], jax.device_put(negative_features, everywhere))
 
-        def draw_latents(
+        def denoise_features(
             weights: Any,
             features: Array,
             story: Array,
-            frame: Array,
+            turn: Array,
             seed: Array,
             schedule: EulerSchedule,
             guidance: Array,
             negative: Condition | None,
         ) -> Array:
             unet, perceiver = nnx.merge(unet_graph, weights[0]), nnx.merge(perceiver_graph, weights[1])
-            noise = frame_noise(seed, story, frame, self.latent_shape)
+            noise = image_noise(seed, story, turn, self.latent_shape)
             time_ids = sampling_time_ids(noise.shape[0], config.height, config.width)
             positive = condition_on(perceiver, features)
             return denoise(unet, config.scheduler, schedule, noise, positive, negative, guidance, time_ids)
 
         def decode(state: Any, latents: Array) -> Array:
             vae = nnx.merge(vae_graph, state)
-            return decode_frames(vae, latents, decode_batch=config.decode_batch, tile=config.tile)
+            return decode_images(vae, latents, decode_batch=config.decode_batch, tile=config.tile)
 
-        rows = P(FRAMES)
-        self._draw_latents = self._on_every_device(draw_latents, (P(), rows, rows, rows, P(), P(), P(), P()))
+        rows = P(IMAGES)
+        self._denoise = self._on_every_device(denoise_features, (P(), rows, rows, rows, P(), P(), P(), P()))
         self._decode = self._on_every_device(decode, (P(), rows))
 
     def _on_every_device(self, function: Callable[..., Array], in_specs: tuple[P, ...]) -> Callable[..., Array]:
         """The function jitted, each device with its rows; nothing is exchanged between devices."""
-        mapped = jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=P(FRAMES), check_vma=False)
+        mapped = jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=P(IMAGES), check_vma=False)
         return jax.jit(mapped)
 
     @property
-    def frames_per_call(self) -> int:
-        """Frames that all devices together draw at a time; other numbers are filled up."""
+    def images_per_call(self) -> int:
+        """Images that all devices together render at a time; other numbers are padded."""
         return self.config.batch_size * self.mesh.size
 
-    def draw(
+    def render(
         self,
         features: Float[Array | np.ndarray, "n q f"],
         story: Sequence[int] | np.ndarray,
-        frame: Sequence[int] | np.ndarray,
+        turn: Sequence[int] | np.ndarray,
         *,
         seed: int = 0,
         steps: int | None = None,
         guidance: float | int | None = None,
     ) -> UInt8[np.ndarray, "n h w 3"]:
-        """Pictures of features, in their order; see `stream`."""
-        parts = [part.images for part in self.stream(features, story, frame, seed=seed, steps=steps, guidance=guidance)]
+        """Images of features, in their order; see `stream`."""
+        parts = [part.images for part in self.stream(features, story, turn, seed=seed, steps=steps, guidance=guidance)]
         if not parts:
             return np.zeros((0, self.config.height, self.config.width, 3), np.uint8)
         return np.concatenate(parts)
@@ -305,27 +305,27 @@ class Renderer:
         self,
         features: Float[Array | np.ndarray, "n q f"],
         story: Sequence[int] | np.ndarray,
-        frame: Sequence[int] | np.ndarray,
+        turn: Sequence[int] | np.ndarray,
         *,
         seed: int = 0,
         steps: int | None = None,
         guidance: float | int | None = None,
-    ) -> Iterator[Frames]:
-        """Draws in batches and gives each as soon as it is there, while the devices work on the next.
+    ) -> Iterator[ImageBatch]:
+        """Renders in batches and yields each as soon as it is there, while the devices work on the next.
 
         Args:
-            features: image features, one set a picture.
-            story: which story each picture belongs to, and
-            frame: its place there; both only choose the noise.
+            features: image features, one set an image.
+            story: which story each image belongs to, and
+            turn: its turn there; both only choose the noise.
             seed: chooses the noise too.
             steps: denoising steps; None for the config's.
             guidance: guidance scale; None for the config's; 1 leaves the negative half out.
 
         Raises ValueError if the lengths differ, or guidance is asked for without negative features.
         """
-        features, story, frame = np.asarray(features), np.asarray(story, np.int32), np.asarray(frame, np.int32)
-        if not len(features) == len(story) == len(frame):
-            raise ValueError(f"{len(features)} features for {len(story)} stories and {len(frame)} frame numbers")
+        features, story, turn = np.asarray(features), np.asarray(story, np.int32), np.asarray(turn, np.int32)
+        if not len(features) == len(story) == len(turn):
+            raise ValueError(f"{len(features)} features for {len(story)} stories and {len(turn)} turn numbers")
         guidance = self.config.guidance if guidance is None else guidance
         if guidance != 1 and self._negative is None:
             raise ValueError(f"guidance {guidance} needs negative_features (see zero_image_features); without, use 1")
@@ -337,23 +337,23 @@ class Renderer:
             None if guidance == 1 else self._negative,
         )
 
-        def fetched(start: int, drawn: Array) -> Frames:
+        def fetched(start: int, rendered: Array) -> ImageBatch:
             # Cut on the host: on the device each length would be a program of its own.
-            return Frames(start, np.asarray(drawn)[: len(features) - start])
+            return ImageBatch(start, np.asarray(rendered)[: len(features) - start])
 
         waiting: tuple[int, Array] | None = None
-        size = self.frames_per_call
+        size = self.images_per_call
         for start in range(0, len(features), size):
-            rows = [_filled(x[start : start + size], size) for x in (features, story, frame)]
-            latents = self._draw_latents(self._weights, *rows, *arguments)
-            drawn = self._decode(self._vae_weights, latents)
+            rows = [_filled(x[start : start + size], size) for x in (features, story, turn)]
+            latents = self._denoise(self._weights, *rows, *arguments)
+            rendered = self._decode(self._vae_weights, latents)
             if waiting is not None:
                 yield fetched(*waiting)
-            waiting = (start, drawn)
+            waiting = (start, rendered)
         if waiting is not None:
             yield fetched(*waiting)
 
 
 def _filled(x: np.ndarray, size: int) -> np.ndarray:
-    """Rows repeated to make a batch; what is drawn from the copies is thrown away."""
+    """Rows padded to a batch with copies of the last; what is rendered from the copies is dropped."""
     return x if len(x) == size else np.concatenate([x, np.repeat(x[-1:], size - len(x), axis=0)])

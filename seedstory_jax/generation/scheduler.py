@@ -32,7 +32,7 @@ __all__ = [
 class EulerSchedule:
     """The noise levels of one sampling run, padded to `num_train_timesteps`, and how many of them count.
 
-    `timesteps` float32 [n]: what the model is told at each step. `sigmas` float32 [n + 1]: noise per unit of signal
+    `timesteps` float32 [n]: the model's time input at each step. `sigmas` float32 [n + 1]: noise per unit of signal
     before each step, and 0 after the last. `initial_sigma`: factor on unit noise to begin with. `steps`: int32.
     """
 

@@ -1,7 +1,7 @@
-"""Stories to files: `story.json` and the frames, for one story or for a whole file of them.
+"""Story folders: `story.json` and images, for one story or for a whole file of them.
 
-Text never waits for pixels: a batch of stories is told from features alone, then its frames are drawn. A story's
-folder appears under its name only when it is complete, so a run that was stopped goes on where it stopped.
+Text never waits for pixels: a batch of stories is generated from features alone, then its images are rendered. A
+story's folder appears under its name only when it is complete, so a run that was stopped goes on where it stopped.
 """
 
 import json
@@ -18,67 +18,67 @@ import numpy as np
 
 from seedstory_jax.errors import UserError
 from seedstory_jax.generation.compile_stats import Compilations
-from seedstory_jax.generation.engine import Stories, StoryEngine
-from seedstory_jax.generation.interface import Sequence as StorySequence
-from seedstory_jax.generation.policies import Policy
+from seedstory_jax.generation.engine import StoryEngine, StorySession
+from seedstory_jax.generation.interface import Turn
+from seedstory_jax.generation.policies import Policy, Sink
 from seedstory_jax.models.kv_buffer import SlotMetadata
 
-Draw = Callable[[np.ndarray, Sequence[int], Sequence[int]], np.ndarray]
-"""(features [n q d], story numbers [n], frame numbers [n]) -> pixels uint8 [n h w 3]; noise keyed by those numbers."""
+Render = Callable[[np.ndarray, Sequence[int], Sequence[int]], np.ndarray]
+"""(features [n q d], story numbers [n], turn numbers [n]) -> images uint8 [n h w 3]; noise keyed by those numbers."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One story that is asked for.
+    """One story to be generated.
 
     Attributes:
         name: its folder's name.
         number: keys its noise, so that words and pixels depend on no batch and no order.
         text: the first caption.
         image_features: [q d] of the first image.
-        picture: the first image itself, uint8 [h w 3], kept beside the drawn ones; None under text only.
-        captions: of the sequences after the first, where they are given (mode visualize).
+        image: the first image itself, uint8 [h w 3], stored with the rendered ones; None for text only.
+        captions: of the turns after the first, where they are given (mode visualize).
     """
 
     name: str
     number: int
     text: str
     image_features: np.ndarray
-    picture: np.ndarray | None = None
+    image: np.ndarray | None = None
     captions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Told:
-    """A story that was told: its sequences, and why it ended ("length" if it went all the way)."""
+class GeneratedStory:
+    """A story's turns, and why it ended ("length" if it went all the way)."""
 
     request: Request
-    sequences: tuple[StorySequence, ...]
+    turns: tuple[Turn, ...]
     ending: str
     slots: int
 
 
-def tell(
+def generate(
     engine: StoryEngine,
     requests: Sequence[Request],
     *,
     mode: Literal["generate", "visualize"] = "generate",
     batch: int | None = None,
-) -> Iterator[Told]:
-    """Tells stories together and yields each when it ends; rows up to `batch` stay empty.
+) -> Iterator[GeneratedStory]:
+    """Generates stories together and yields each when it ends; rows up to `batch` stay empty.
 
-    "visualize" draws the given captions and ends with the last of them; "generate" takes given captions as far as
-    they go and lets the model write on.
+    "visualize" predicts images for the given captions and ends with the last of them; "generate" takes given captions
+    as far as they go and lets the model write on.
     """
     length = engine.config.length
     rows = batch or len(requests)
     seeds = [story_seed(engine.config.seed, request.number) for request in requests] + [0] * (rows - len(requests))
-    stories = Stories(engine, rows, length, seeds)
+    session = StorySession(engine, rows, length, seeds)
     for row in range(len(requests), rows):
-        stories.end(row, "empty")
+        session.end(row, "empty")
     features = np.zeros((rows, *requests[0].image_features.shape), np.float32)
     features[: len(requests)] = [request.image_features for request in requests]
-    stories.read([request.text for request in requests] + [""] * (rows - len(requests)), features)
+    session.append([request.text for request in requests] + [""] * (rows - len(requests)), features)
     yielded = set(range(len(requests), rows))
     for number in range(1, length + 1):
         captions: list[str | None] = [None] * rows
@@ -86,31 +86,31 @@ def tell(
             if number <= len(request.captions):
                 captions[row] = request.captions[number - 1]
             elif mode == "visualize":
-                stories.end(row, "captions")
+                session.end(row, "captions")
             if number == length:
-                stories.end(row, "length")
-        if number < length and stories.active.any():
-            stories.next(captions)
+                session.end(row, "length")
+        if number < length and session.active.any():
+            session.next(captions)
         for row, request in enumerate(requests):
-            state = stories.rows[row]
+            state = session.rows[row]
             if state.ending and row not in yielded:
                 yielded.add(row)
-                yield Told(request, tuple(state.sequences), state.ending, stories.slots)
+                yield GeneratedStory(request, tuple(state.turns), state.ending, session.slots)
         if len(yielded) == rows:
             return
 
 
-def sample(
+def write_one(
     engine: StoryEngine,
     request: Request,
     out: Path,
     *,
-    draw: Draw | None = None,
+    render: Render | None = None,
     mode: Literal["generate", "visualize"] = "generate",
 ) -> dict:
-    """Tells one story, draws it unless `draw` is None, writes `out/story.json` and the frames; returns story.json."""
-    (told,) = tell(engine, [request], mode=mode)
-    return write_story(engine, told, Path(out), draw)
+    """Generates one story, renders it if `render` is given, writes `out/story.json` and images; returns story.json."""
+    (story,) = generate(engine, [request], mode=mode)
+    return write_story(engine, story, Path(out), render)
 
 
 def write_many(
@@ -119,19 +119,19 @@ def write_many(
     out: Path,
     *,
     batch: int = 8,
-    draw: Draw | None = None,
+    render: Render | None = None,
     mode: Literal["generate", "visualize"] = "generate",
     after: Callable[[Path, dict], None] = lambda folder, story: None,
 ) -> dict[str, int]:
-    """Tells all requested stories, `batch` at a time, each into `out/<name>` as soon as it has ended.
+    """Generates all requested stories, `batch` at a time, each into `out/<name>` as soon as it has ended.
 
     Args:
         engine: see `StoryEngine`.
         requests: read as they are needed; an exception in place of one is a story that could not be read.
         out: stories that are already there are left alone; those that fail go to `out/errors.jsonl`.
-        batch: stories told at once; a last batch of fewer leaves rows empty and compiles nothing anew.
-        draw: None writes text only.
-        mode: see `tell`.
+        batch: stories generated at once; a last batch of fewer leaves rows empty and compiles nothing anew.
+        render: None writes text only.
+        mode: see `generate`.
         after: called with each finished folder and its story.json (to write its page, say).
 
     Returns:
@@ -161,18 +161,18 @@ def write_many(
 
     pending = wanted()
     while together := list(islice(pending, batch)):
-        for told in tell(engine, together, mode=mode, batch=batch):
-            folder = out / told.request.name
+        for story in generate(engine, together, mode=mode, batch=batch):
+            folder = out / story.request.name
             try:
-                after(folder, write_story(engine, told, folder, draw))
+                after(folder, write_story(engine, story, folder, render))
                 counts["written"] += 1
             except (ValueError, OSError) as fault:
-                fail(told.request.name, fault)
+                fail(story.request.name, fault)
     return counts
 
 
 def fault_of(engine: StoryEngine, request: Request) -> UserError | None:
-    """Why a request cannot be told, found before any other story depends on it."""
+    """Reason why a request cannot be generated, found before any other story depends on it."""
     tokenizer, limit = engine.tokenizer, engine.config.max_text_tokens
     try:
         if not request.name or "/" in request.name or request.name.startswith("."):
@@ -189,84 +189,84 @@ def fault_of(engine: StoryEngine, request: Request) -> UserError | None:
     return None
 
 
-def write_story(engine: StoryEngine, told: Told, folder: Path, draw: Draw | None) -> dict:
-    """Draws the frames and writes the story's folder, whole or not at all; returns story.json.
+def write_story(engine: StoryEngine, story: GeneratedStory, folder: Path, render: Render | None) -> dict:
+    """Renders the images and writes the story's folder, whole or not at all; returns story.json.
 
-    A frame that was given keeps its picture; without one (or without `draw`) its `image` is null.
+    A prompt keeps its own image; without one (or without `render`) its `image` is null.
     """
     from PIL import Image
 
-    beside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
     compilations, start = Compilations(), time.perf_counter()
-    drawn = [one.index for one in told.sequences if one.source != "prompt"] if draw else []
+    indices = [turn.index for turn in story.turns if turn.source != "prompt"] if render else []
     pixels = {}
-    if drawn:
-        features = np.stack([told.sequences[index].predicted_image_features for index in drawn])
-        pixels = dict(zip(drawn, draw(features, [told.request.number] * len(drawn), drawn), strict=True))
+    if indices:
+        features = np.stack([story.turns[index].predicted_image_features for index in indices])
+        pixels = dict(zip(indices, render(features, [story.request.number] * len(indices), indices), strict=True))
     render_s = max(0.0, time.perf_counter() - start - compilations.seconds)
-    if draw and told.request.picture is not None:
-        pixels[0] = told.request.picture
+    if render and story.request.image is not None:
+        pixels[0] = story.request.image
 
     frames = []
-    for one in told.sequences:
-        image = f"frame_{one.index:04d}.png" if one.index in pixels else None
+    for turn in story.turns:
+        image = f"frame_{turn.index:04d}.png" if turn.index in pixels else None
         if image:
-            Image.fromarray(np.asarray(pixels[one.index], np.uint8)).save(beside / image)
-        source = "prompt" if one.source == "prompt" else "generated"
-        kept = kept_runs(engine.policy, one.slots)
-        frames.append({"index": one.index, "text": one.text, "image": image, "source": source, "kept": kept})
-    story = {
+            Image.fromarray(np.asarray(pixels[turn.index], np.uint8)).save(partial / image)
+        source = "prompt" if turn.source == "prompt" else "generated"
+        kept = kept_runs(engine.policy, turn.slots)
+        frames.append({"index": turn.index, "text": turn.text, "image": image, "source": source, "kept": kept})
+    content = {
         "policy": engine.policy_name,
         "length": engine.config.length,
         "seed": engine.config.seed,
-        "ending": told.ending,
+        "ending": story.ending,
         "frames": frames,
         "timing": {
             "compile_s": round(engine.compilations.seconds, 3),
-            "llm_s": [round(one.seconds, 4) for one in told.sequences],
+            "llm_s": [round(turn.seconds, 4) for turn in story.turns],
             "render_s": round(render_s, 3),
         },
-        "kv_slots": told.slots,
-        "llm_calls": [one.calls for one in told.sequences],
+        "kv_slots": story.slots,
+        "llm_calls": [turn.calls for turn in story.turns],
         "compilations": engine.compilations.count,
     }
-    (beside / "story.json").write_text(json.dumps(story, indent=1, ensure_ascii=False) + "\n")
-    _put_in_place(beside, folder)
-    return story
+    (partial / "story.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    _put_in_place(partial, folder)
+    return content
 
 
 def kept_runs(policy: Policy, slots: SlotMetadata) -> list[list]:
-    """What the buffer held as runs [part, frame, tokens] in slot order; parts: text_sink, image_sink, window."""
+    """Content of the buffer as runs [part, turn, tokens] in slot order; parts: text_sink, image_sink, window."""
     used = np.flatnonzero(slots.position >= 0)
-    start = getattr(policy, "start", 0)
+    start = policy.start if isinstance(policy, Sink) else 0
     runs: list[list] = []
     for slot in used:
         part = "window"
-        if slots.pinned[slot]:
-            part = "text_sink" if slots.index[slot] < start else "image_sink"
-        frame = int(slots.frame[slot])
-        if runs and runs[-1][:2] == [part, frame]:
+        if slots.is_sink[slot]:
+            part = "text_sink" if slots.story_index[slot] < start else "image_sink"
+        turn = int(slots.turn[slot])
+        if runs and runs[-1][:2] == [part, turn]:
             runs[-1][2] += 1
         else:
-            runs.append([part, frame, 1])
+            runs.append([part, turn, 1])
     return runs
 
 
 def story_seed(seed: int, number: int) -> int:
-    """The seed of one story's sampling: of the run's seed and the story's number, and of nothing else."""
+    """Seed of one story's sampling: a function of the run's seed and the story's number alone."""
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
-def _put_in_place(beside: Path, folder: Path) -> None:
+def _put_in_place(partial: Path, folder: Path) -> None:
     """Moves the new folder's files over those of an older one, story.json last; other files there are kept."""
     if not folder.exists():
-        os.replace(beside, folder)
+        os.replace(partial, folder)
         return
     (folder / "story.json").unlink(missing_ok=True)
     for old in folder.glob("frame_*.png"):
         old.unlink()
-    for file in sorted(beside.iterdir(), key=lambda path: path.name == "story.json"):
+    for file in sorted(partial.iterdir(), key=lambda path: path.name == "story.json"):
         os.replace(file, folder / file.name)
-    beside.rmdir()
+    partial.rmdir()

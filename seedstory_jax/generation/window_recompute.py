@@ -1,4 +1,4 @@
-"""The baseline: forget everything and read the window again, as the published scripts do for every sequence.
+"""Baseline: re-prefill the window every turn, as the released scripts do.
 
 One program more than the other policies take, and rows of tokens that the host puts together.
 """
@@ -16,74 +16,73 @@ from seedstory_jax.models.kv_buffer import Kind, TokenChunk
 
 
 @dataclass(frozen=True)
-class Told:
-    """One sequence that is to be read again."""
+class WindowTurn:
+    """One turn of a window that is prefilled again."""
 
-    frame: int
-    index: int  # of its first token in the whole story
+    turn: int  # its number
+    story_index: int  # of its first token in the whole story
     ids: tuple[int, ...]  # its caption's, with whatever precedes it
     features: np.ndarray  # [q d]
 
 
-@decode.program(donate=(2,))
+@decode.jitted(donate=(2,))
 def recompute_window(
-    shape: decode.Shape,
+    spec: decode.EngineSpec,
     parameters: dict,
-    telling: decode.Telling,
+    state: decode.GenerationState,
     ids: Int[Array, "b t"],
     image_slot: Int[Array, "b t"],
-    facts: dict[str, Int[Array, "b t"]],
+    metadata: dict[str, Int[Array, "b t"]],
     count: Int[Array, " b"],
     features: Float[Array, "b i q d"],
-) -> decode.Telling:
-    """Forgets the stories where `count` > 0 and reads that many tokens anew, images where `image_slot` >= 0.
+) -> decode.GenerationState:
+    """Empties the stories where `count` > 0 and prefills that many tokens, images where `image_slot` >= 0.
 
-    `facts` holds their kind, frame and index; by slot, positions start again at 0.
+    `metadata` holds their kind, turn and story_index; by slot, positions start again at 0.
     """
-    model = decode.model_of(shape, parameters)
-    images = model.read_images(features)
+    model = decode.model_of(spec, parameters)
+    images = model.embed_images(features)
     images = images.reshape(images.shape[0], -1, images.shape[-1])
     embeddings = model.llama.embed(ids)
     read = jnp.take_along_axis(images, jnp.maximum(image_slot, 0)[..., None], axis=1)
     embeddings = jnp.where(image_slot[..., None] >= 0, read.astype(embeddings.dtype), embeddings)
-    buffer = kv_buffer.rewind(telling.buffer, jnp.where(count > 0, 0, telling.buffer.length))
+    buffer = kv_buffer.rewind(state.buffer, jnp.where(count > 0, 0, state.buffer.length))
     step = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
-    position = step if shape.positions == "slot" else facts["index"]
-    told = telling.frame + (count > 0)
-    telling, _ = decode.append(
-        shape, model, replace(telling, buffer=buffer), embeddings, TokenChunk(position=position, count=count, **facts)
-    )
-    return replace(telling, frame=told)
+    position = step if spec.positions == "slot" else metadata["story_index"]
+    turn = state.turn + (count > 0)
+    chunk = TokenChunk(position=position, count=count, **metadata)
+    state, _ = decode.append_chunk(spec, model, replace(state, buffer=buffer), embeddings, chunk)
+    return replace(state, turn=turn)
 
 
 def window_chunk(
     tokens: decode.SpecialTokens,
     window: int,
-    sequence_tokens: int,
-    told: Sequence[Sequence[Told]],
+    turn_tokens: int,
+    windows: Sequence[Sequence[WindowTurn]],
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """The arguments (ids, image_slot, facts, count, features) of `recompute_window`; an empty list changes nothing.
+    """Arguments (ids, image_slot, metadata, count, features) of `recompute_window`, from each story's turns.
 
-    `window` images of at most `sequence_tokens` tokens each fix the program's shape.
+    A story with no turns stays as it is. `window` images of at most `turn_tokens` tokens each fix the program's shape.
     """
     image = (tokens.boi, *tokens.image, tokens.eoi)
     image_kinds = [Kind.BOI] + [Kind.QUERY] * len(tokens.image) + [Kind.EOI]
-    shape = (len(told), 1 + window * sequence_tokens)
+    shape = (len(windows), 1 + window * turn_tokens)
     ids, image_slot = np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
-    facts = {name: np.zeros(shape, np.int32) for name in ("index", "kind", "frame")}
-    count = np.zeros(len(told), np.int32)
-    feature_shape = next(one.features.shape for row in told for one in row)
-    features = np.zeros((len(told), window, *feature_shape), np.float32)
-    for i, row in enumerate(told):
+    metadata = {name: np.zeros(shape, np.int32) for name in ("story_index", "kind", "turn")}
+    count = np.zeros(len(windows), np.int32)
+    feature_shape = next(one.features.shape for row in windows for one in row)
+    features = np.zeros((len(windows), window, *feature_shape), np.float32)
+    for i, row in enumerate(windows):
         for number, one in enumerate(row):
             start, text = count[i], len(one.ids)
             stop = start + text + len(image)
             at = np.s_[i, start:stop]
             ids[at] = one.ids + image
-            facts["frame"][at] = one.frame
-            facts["index"][at] = one.index + np.arange(stop - start)
-            facts["kind"][at] = [Kind.BOS if token == tokens.bos else Kind.TEXT for token in one.ids] + image_kinds
+            metadata["turn"][at] = one.turn
+            metadata["story_index"][at] = one.story_index + np.arange(stop - start)
+            metadata["kind"][at] = [Kind.BOS if token == tokens.bos else Kind.TEXT for token in one.ids] + image_kinds
             image_slot[i, start + text + 1 : stop - 1] = number * len(tokens.image) + np.arange(len(tokens.image))
             features[i, number] = one.features
             count[i] = stop
-    return ids, image_slot, facts, count, features
+    return ids, image_slot, metadata, count, features

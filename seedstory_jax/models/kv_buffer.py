@@ -1,7 +1,7 @@
-"""The KV buffer: keys and values of one batch of stories, and what every slot holds.
+"""The KV buffer of a batch of stories: keys, values, and metadata of every slot.
 
 A linear buffer of fixed size. Tokens are appended at the end of each story's own row; eviction happens only between
-sequences, as a compaction that moves the kept slots to the front. So every program that touches it has one static
+turns, as a compaction that moves the kept slots to the front. So every program that touches it has one static
 shape, whatever the length of the story. The buffer is data: every function takes one and gives one back.
 
 Axis letters: l layer, b story, s slot, t token of a chunk, k kv head, h head dim. Heads stand before slots: attention
@@ -26,12 +26,12 @@ Positions = Literal["slot", "absolute"]
 
 
 class Kind(enum.IntEnum):
-    """What kind of token a slot holds."""
+    """Kind of the token that a slot holds."""
 
     BOS = 0
     TEXT = 1
     BOI = 2  # <img>
-    QUERY = 3  # one of the image tokens, as a query or as re-read
+    QUERY = 3  # one of the image tokens, as a query or as read back
     EOI = 4  # </img>
 
 
@@ -43,25 +43,25 @@ Leaf = Any
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TokenChunk:
-    """The facts of up to t new tokens a story; the first `count[b]` of row b are real, the rest is padding."""
+    """Metadata of up to t new tokens a story; the first `count[b]` of row b are real, the rest is padding."""
 
     position: Leaf  # [b t] the rotary position
-    index: Leaf  # [b t] the token's number in the whole story, never renumbered
+    story_index: Leaf  # [b t] the token's number in the whole story, never renumbered
     kind: Leaf  # [b t] a Kind
-    frame: Leaf  # [b t] the sequence it belongs to
+    turn: Leaf  # [b t] the turn (caption and image) it belongs to
     count: Leaf  # [b]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SlotMetadata:
-    """What is known of every slot, shared by all layers: all that a policy may look at."""
+    """Per-slot metadata, shared by all layers: the only input of a policy."""
 
     position: Leaf  # [b s] EMPTY where the slot holds nothing
-    index: Leaf  # [b s]
+    story_index: Leaf  # [b s]
     kind: Leaf  # [b s]
-    frame: Leaf  # [b s]
-    pinned: Leaf  # [b s] a sink: kept by a compaction though it had left the window
+    turn: Leaf  # [b s]
+    is_sink: Leaf  # [b s] kept by a compaction though its turn had left the window
 
     @property
     def used(self) -> Leaf:
@@ -72,15 +72,15 @@ class SlotMetadata:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class KVBuffer:
-    """Keys (stored rotated), values and the facts of every slot; row b's tokens lie in slots [0, length[b])."""
+    """Keys (stored rotated), values and the metadata of every slot; row b's tokens fill slots [0, length[b])."""
 
     k: Leaf  # [l b k s h]
     v: Leaf  # [l b k s h]
     position: Leaf  # [b s]
-    index: Leaf  # [b s]
+    story_index: Leaf  # [b s]
     kind: Leaf  # [b s]
-    frame: Leaf  # [b s]
-    pinned: Leaf  # [b s]
+    turn: Leaf  # [b s]
+    is_sink: Leaf  # [b s]
     length: Leaf  # [b]
 
     @property
@@ -89,8 +89,8 @@ class KVBuffer:
         return self.position.shape[1]
 
     @property
-    def facts(self) -> SlotMetadata:
-        """The facts of all slots, without keys and values."""
+    def metadata(self) -> SlotMetadata:
+        """Metadata of all slots, without keys and values."""
         return SlotMetadata(**{field.name: getattr(self, field.name) for field in fields(SlotMetadata)})
 
 
@@ -102,10 +102,10 @@ def empty_buffer(num_layers: int, batch: int, slots: int, kv_heads: int, head_di
         k=jnp.zeros(kv, jnp.dtype(dtype)),
         v=jnp.zeros(kv, jnp.dtype(dtype)),
         position=nothing,
-        index=nothing,
+        story_index=nothing,
         kind=nothing,
-        frame=nothing,
-        pinned=jnp.zeros((batch, slots), bool),
+        turn=nothing,
+        is_sink=jnp.zeros((batch, slots), bool),
         length=jnp.zeros((batch,), jnp.int32),
     )
 
@@ -132,7 +132,7 @@ def write(cache: Array, new: Array, targets: Int[Array, "b t"], layer: Any = Non
 
 
 def append_metadata(buffer: KVBuffer, chunk: TokenChunk) -> KVBuffer:
-    """The buffer with the chunk's facts appended and its length moved on (its keys and values are `write`'s part)."""
+    """The buffer with the chunk's metadata appended and its length moved on; `write` puts the keys and values."""
     targets = slot_targets(buffer, chunk)
     rows = jnp.arange(targets.shape[0])[:, None]
 
@@ -142,10 +142,10 @@ def append_metadata(buffer: KVBuffer, chunk: TokenChunk) -> KVBuffer:
     return replace(
         buffer,
         position=put(buffer.position, chunk.position),
-        index=put(buffer.index, chunk.index),
+        story_index=put(buffer.story_index, chunk.story_index),
         kind=put(buffer.kind, chunk.kind),
-        frame=put(buffer.frame, chunk.frame),
-        pinned=put(buffer.pinned, False),
+        turn=put(buffer.turn, chunk.turn),
+        is_sink=put(buffer.is_sink, False),
         length=buffer.length + chunk.count,
     )
 
@@ -156,22 +156,22 @@ def visible(buffer_position: Int[Array, "b s"], query_position: Int[Array, "b t"
     return (slots != EMPTY) & (slots <= query_position[:, :, None])
 
 
-def next_index(facts: SlotMetadata | KVBuffer) -> Int[Array, " b"]:
-    """The number in the whole story of the next token (right as long as the newest token is kept)."""
-    return jnp.max(facts.index, axis=1) + 1
+def next_story_index(slots: SlotMetadata | KVBuffer) -> Int[Array, " b"]:
+    """Index in the whole story of the next token (right as long as the newest token is kept)."""
+    return jnp.max(slots.story_index, axis=1) + 1
 
 
 def rewind(buffer: KVBuffer, length: Int[Array, " b"]) -> KVBuffer:
-    """Forget the newest slots: those from `length[b]` on. Their keys stay where they are, unread."""
+    """Drop the newest slots, those from `length[b]` on. Their keys stay where they are, masked."""
     length = jnp.minimum(length, buffer.length)
     stays = jnp.arange(buffer.slots)[None, :] < length[:, None]
     return replace(
         buffer,
         position=jnp.where(stays, buffer.position, EMPTY),
-        index=jnp.where(stays, buffer.index, EMPTY),
+        story_index=jnp.where(stays, buffer.story_index, EMPTY),
         kind=jnp.where(stays, buffer.kind, EMPTY),
-        frame=jnp.where(stays, buffer.frame, EMPTY),
-        pinned=buffer.pinned & stays,
+        turn=jnp.where(stays, buffer.turn, EMPTY),
+        is_sink=buffer.is_sink & stays,
         length=length,
     )
 
@@ -181,12 +181,12 @@ def compact(
     keep: Bool[Array, "b s"],
     positions: Positions = "slot",
     theta: float = 1e4,
-    pinned: Bool[Array, "b s"] | None = None,
+    is_sink: Bool[Array, "b s"] | None = None,
 ) -> KVBuffer:
-    """Move the kept slots to the front, in their order, and forget the others.
+    """Move the kept slots to the front, in their order, and drop the others.
 
     `positions="slot"` renumbers them by slot: a stored key is rotated, so it is turned by the *difference* of its
-    positions, in float32. `"absolute"` leaves positions and keys as they are. `pinned` marks the kept slots that are
+    positions, in float32. `"absolute"` leaves positions and keys as they are. `is_sink` marks the kept slots that are
     sinks (default: as before). Layer by layer: one gather over all layers would need a second buffer.
     """
     keep = keep & (buffer.position != EMPTY)
@@ -195,12 +195,12 @@ def compact(
     slot = jnp.arange(buffer.slots, dtype=jnp.int32)[None, :]
     stays = slot < length[:, None]
 
-    def move(fact):
-        return jnp.where(stays, jnp.take_along_axis(fact, order, axis=1), EMPTY)
+    def move(field):
+        return jnp.where(stays, jnp.take_along_axis(field, order, axis=1), EMPTY)
 
     old_position = move(buffer.position)
     position = jnp.where(stays, slot, EMPTY) if positions == "slot" else old_position
-    turn = position - old_position
+    shift = position - old_position
 
     def move_layer(layer, kv):
         k, v = kv
@@ -208,19 +208,19 @@ def compact(
         layer_k = jnp.take_along_axis(k[layer], gathered, axis=2)
         layer_v = jnp.take_along_axis(v[layer], gathered, axis=2)
         if positions == "slot":
-            turned = rotate(jnp.swapaxes(layer_k, 1, 2).astype(jnp.float32), turn, theta)
+            turned = rotate(jnp.swapaxes(layer_k, 1, 2).astype(jnp.float32), shift, theta)
             layer_k = jnp.swapaxes(turned, 1, 2)
         return k.at[layer].set(layer_k.astype(k.dtype)), v.at[layer].set(layer_v)
 
     k, v = jax.lax.fori_loop(0, buffer.k.shape[0], move_layer, (buffer.k, buffer.v))
-    pinned = buffer.pinned if pinned is None else pinned
+    is_sink = buffer.is_sink if is_sink is None else is_sink
     return KVBuffer(
         k=k,
         v=v,
         position=position,
-        index=move(buffer.index),
+        story_index=move(buffer.story_index),
         kind=move(buffer.kind),
-        frame=move(buffer.frame),
-        pinned=jnp.take_along_axis(pinned, order, axis=1) & stays,
+        turn=move(buffer.turn),
+        is_sink=jnp.take_along_axis(is_sink, order, axis=1) & stays,
         length=length,
     )

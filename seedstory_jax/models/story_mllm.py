@@ -1,7 +1,7 @@
 """The story model: LLaMA that reads images through one resampler and regresses the next image through another.
 
 (Yang et al. 2024, section 3; the published `ContinuousLVLM`.) A row interleaves text and images; where an image is
-read, its tokens' embeddings are replaced by the input resampler's rows; where one is to be drawn, the last hidden
+read, its tokens' embeddings are replaced by the input resampler's rows; where one is to be predicted, the last hidden
 states of its query tokens go through the output resampler and are compared with the image's true features.
 
 Axis letters: b row, t token, s token read, i image of a row, q image query, d channel, v vocab.
@@ -63,7 +63,7 @@ class StoryBatch:
     segment: Any  # [b t] 0 is padding; a token sees its own segment only, so several samples share a row
     generated_block: Any  # [b t] 0 ordinary; j > 0: of the row's j-th block of queries, which only that block sees
     image_slot: Any  # [b t] -1, or i * num_image_tokens + q: the embedding is row q of the row's i-th image as read
-    target_slot: Any  # [b t] -1, or i * num_image_tokens + q: the hidden state is query q that draws image i
+    target_slot: Any  # [b t] -1, or i * num_image_tokens + q: the hidden state is query q that predicts image i
     image_features: Any  # [b i q d] true features of the row's images
     image_valid: Any  # [b i] False for padding
 
@@ -76,7 +76,7 @@ class StoryLosses:
     next_token_loss: Any  # mean cross entropy over supervised tokens, nats
     feature_regression_loss: Any  # mean of 1 - cosine over all tokens of all target images
     supervised_tokens: Any  # how many labels
-    target_images: Any  # how many images to draw
+    target_images: Any  # how many images to predict
     predicted_image_features: Any  # [b i q d], meaningful where `is_target`
     is_target: Any  # bool [b i]
 
@@ -90,11 +90,11 @@ class StoryMLLM(nnx.Module):
         self.input_resampler = QwenResampler(config.input_resampler, rngs=rngs)
         self.output_resampler = QwenResampler(config.output_resampler, rngs=rngs)
 
-    def read_images(self, image_features: Float[Array, "b i q d"]) -> Float[Array, "b i n m"]:
+    def embed_images(self, image_features: Float[Array, "b i q d"]) -> Float[Array, "b i n m"]:
         """Image features as the LLaMA reads them: num_image_tokens embeddings an image."""
         return _per_image(self.input_resampler, image_features)
 
-    def draw_images(self, query_hidden: Float[Array, "b i n m"]) -> Float[Array, "b i q d"]:
+    def predict_image_features(self, query_hidden: Float[Array, "b i n m"]) -> Float[Array, "b i q d"]:
         """Hidden states of an image's query tokens -> its predicted features."""
         return _per_image(self.output_resampler, query_hidden)
 
@@ -111,7 +111,7 @@ class StoryMLLM(nnx.Module):
         """
         if image_features.shape[1] == 0:
             return embeddings
-        images = self.read_images(image_features)
+        images = self.embed_images(image_features)
         images = images.reshape(images.shape[0], -1, images.shape[-1]).astype(embeddings.dtype)
         read = jnp.take_along_axis(images, jnp.maximum(image_slot, 0)[..., None], axis=1)
         return constrain(jnp.where(image_slot[..., None] >= 0, read, embeddings), "btd")
@@ -135,13 +135,13 @@ class StoryMLLM(nnx.Module):
         queries = jnp.zeros((rows, count * tokens, width), hidden.dtype).at[row, slot].set(hidden, mode="drop")
         present = jnp.zeros((rows, count * tokens), bool).at[row, slot].set(True, mode="drop")
         is_target = present.reshape(rows, count, tokens).any(-1) & batch.image_valid
-        return hidden, self.draw_images(queries.reshape(rows, count, tokens, width)), is_target
+        return hidden, self.predict_image_features(queries.reshape(rows, count, tokens, width)), is_target
 
 
 def visibility(batch: StoryBatch) -> Bool[Array, "b t s"]:
     """mask[b, t, s]: same segment, not later in the row, and s is ordinary or of t's own block of queries.
 
-    So the tokens after an image never see the queries that drew it, only the image as re-read: what the rewind of
+    So the tokens after an image never see the queries that predicted it, only the embedded image: what the rewind of
     generation does, in one row.
     """
     return attention_facts_mask(batch.segment, batch.generated_block)
@@ -164,7 +164,7 @@ def story_losses(
     denominators: tuple[Any, Any] | None = None,
     true_features: Float[Array, "b i q f"] | None = None,
 ) -> tuple[Float[Array, ""], StoryLosses]:
-    """Cross entropy of the supervised tokens plus cosine distance of the drawn images' features.
+    """Cross entropy of the supervised tokens plus cosine distance of the predicted images' features.
 
     Args:
         model: the story model.

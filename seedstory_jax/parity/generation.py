@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import numpy as np
 
-from seedstory_jax.generation.policies import MultimodalSink, Policy, WindowRecompute, keep_mask, pinned_mask
+from seedstory_jax.generation.policies import MultimodalSink, Policy, WindowRecompute, keep_mask, sink_mask
 from seedstory_jax.models.kv_buffer import EMPTY, Kind, SlotMetadata
 from seedstory_jax.parity.fixture import Arrays, Fixture
 
@@ -23,17 +23,17 @@ def kept_tokens(policy: Policy, facts: dict[str, np.ndarray], sequences: int) ->
     size = -(-facts["kind"].size // _SLOTS) * _SLOTS  # of few sizes, so that little is compiled
     kind, frame = (np.pad(facts[name], (0, size - facts[name].size), constant_values=-1) for name in ("kind", "frame"))
     index = np.arange(size)
-    kept, pinned = np.zeros(size, bool), np.zeros(size, bool)
+    kept, is_sink = np.zeros(size, bool), np.zeros(size, bool)
     for number in range(sequences):
         used = kept | (frame == number)
         numbers = (np.where(used, fact, EMPTY).astype(np.int32)[None] for fact in (index, index, kind, frame))
-        kept, pinned = (np.asarray(mask)[0] for mask in _ask(policy, SlotMetadata(*numbers, pinned[None])))
+        kept, is_sink = (np.asarray(mask)[0] for mask in _ask(policy, SlotMetadata(*numbers, is_sink[None])))
     return np.flatnonzero(kept)
 
 
 @partial(jax.jit, static_argnums=0)
 def _ask(policy: Policy, slots: SlotMetadata):
-    return keep_mask(policy, slots), pinned_mask(policy, slots)
+    return keep_mask(policy, slots), sink_mask(policy, slots)
 
 
 def sink_indices(fixture: Fixture) -> Arrays:

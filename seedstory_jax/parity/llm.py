@@ -79,7 +79,7 @@ def lvlm_forward(fixture: Fixture) -> Arrays:
     hidden = np.asarray(jax.jit(lambda state, batch: nnx.merge(graph, state).hidden(batch))(state, batch))
     queries = hidden[np.asarray(batch.target_slot) >= 0]
     arrays = {
-        "image_embeds_lm": model.read_images(jnp.asarray(inputs["image_embeds"])[None])[0],
+        "image_embeds_lm": model.embed_images(jnp.asarray(inputs["image_embeds"])[None])[0],
         "output_image_embeds": queries.reshape(-1, model.config.num_image_tokens, queries.shape[-1]),
         "total_loss": total,
         "lm_loss": parts.next_token_loss,

@@ -99,7 +99,7 @@ def released_generate(
     query_hidden = features = None
     if len(ends) and ends[-1] >= queries:
         query_hidden = hidden[ends[-1] - queries : ends[-1]]
-        features = np.asarray(model.draw_images(jnp.asarray(query_hidden)[None, None])[0])
+        features = np.asarray(model.predict_image_features(jnp.asarray(query_hidden)[None, None])[0])
     return ReleasedOutput(ids, hidden, np.asarray(margins)[:count], query_hidden, features)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from seedstory_jax.errors import UserError
-from seedstory_jax.evaluation.ablation import Run, Setup, Variant, plan_runs, read_run, tell_runs, timing_figures
+from seedstory_jax.evaluation.ablation import Run, Setup, Variant, generate_runs, plan_runs, read_run, timing_figures
 from seedstory_jax.generation.interface import GenerationConfig
 from seedstory_jax.generation.story_files import Request
 from seedstory_jax.models.llama import LlamaConfig
@@ -47,12 +47,12 @@ def setup() -> Setup:
     drawn = {name: rng.normal(size=one.shape, scale=one.shape[-1] ** -0.5) for name, one in shapes.items()}
     model = module_def.build({name: jnp.asarray(value, jnp.float32) for name, value in drawn.items()})
 
-    def draw(features, stories, frames):
+    def render(features, stories, frames):
         value = np.asarray(stories) * 10 + np.asarray(frames)
         return np.broadcast_to(value[:, None, None, None], (len(value), 8, 8, 3)).astype(np.uint8)
 
-    telling = GenerationConfig(max_text_tokens=3, allow_end=False)
-    return Setup(model, Tokenizer(), telling, window=2, draw=draw, identity={"checkpoint": 1})
+    config = GenerationConfig(max_text_tokens=3, allow_end=False)
+    return Setup(model, Tokenizer(), config, window=2, render=render, identity={"checkpoint": 1})
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +110,10 @@ def test_runs_go_on_where_they_stopped(setup, requests, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tell_runs(setup, runs, requests, tmp_path, drawn=1, batch=2, after=stop)
+        generate_runs(setup, runs, requests, tmp_path, drawn=1, batch=2, after=stop)
     first = (tmp_path / "stories" / "window-4" / "s0" / "story.json").stat().st_mtime_ns
     said = []
-    tell_runs(
+    generate_runs(
         setup, runs, requests, tmp_path, drawn=1, batch=2, progress=lambda run, what: said.append((run.name, what))
     )
     assert (tmp_path / "stories" / "window-4" / "s0" / "story.json").stat().st_mtime_ns == first
@@ -129,12 +129,12 @@ def test_runs_go_on_where_they_stopped(setup, requests, tmp_path):
     assert figures["kv_slots"].mean == 128 and figures["llm_calls"].mean >= 3 and figures["seconds"].mean > 0
     assert figures["buffer_mb"].mean == pytest.approx(2 * 128 * 16 * 4 / 1e6)
     said.clear()
-    tell_runs(setup, runs, requests, tmp_path, drawn=1, progress=lambda run, what: said.append(what))
+    generate_runs(setup, runs, requests, tmp_path, drawn=1, progress=lambda run, what: said.append(what))
     assert said == []
     with pytest.raises(UserError, match="another checkpoint"):
-        tell_runs(replace(setup, identity={"checkpoint": 2}), runs, requests, tmp_path)
+        generate_runs(replace(setup, identity={"checkpoint": 2}), runs, requests, tmp_path)
     with pytest.raises(UserError, match="another window"):
-        tell_runs(replace(setup, window=3), runs, requests, tmp_path)
+        generate_runs(replace(setup, window=3), runs, requests, tmp_path)
 
 
 def test_a_run_that_was_not_timed_has_no_seconds(tmp_path):

@@ -70,9 +70,9 @@ def image_features():
 
 
 class Reference:
-    """All tokens that were ever read, in order; who saw whom, and at which positions. No cache, no cleverness.
+    """All tokens ever appended, in order; which token saw which, and at which positions. No cache.
 
-    `kept` is the story's memory as a plain list of [token number, index in the story, kind, frame, position, sink].
+    `kept` is the story's memory as a plain list of [token number, index in the story, kind, turn, position, sink].
     """
 
     def __init__(self, model, positions="slot"):
@@ -80,36 +80,36 @@ class Reference:
         self.embeddings, self.sees, self.kept = [], [], []  # sees[t]: {token number: its position relative to t}
         self.index = 0
 
-    def read(self, embedding, kind, frame):
+    def read(self, embedding, kind, turn):
         number, position = len(self.embeddings), len(self.kept) if self.by_slot else self.index
-        self.kept.append([number, self.index, kind, frame, position, False])
+        self.kept.append([number, self.index, kind, turn, position, False])
         self.embeddings.append(np.asarray(embedding, np.float64))
         self.sees.append({other[0]: other[4] - position for other in self.kept})
         self.index += 1
         return number
 
-    def read_ids(self, ids, kinds, frame):
+    def read_ids(self, ids, kinds, turn):
         table = self.model.llama.embed_tokens.embedding[...]
-        return [self.read(table[number], kind, frame) for number, kind in zip(ids, kinds)]
+        return [self.read(table[number], kind, turn) for number, kind in zip(ids, kinds)]
 
-    def draw(self, tokens, frame):
-        """<img> and its queries, forgotten again; their token numbers."""
+    def query(self, tokens, turn):
+        """<img> and its queries, rewound; their token numbers."""
         ids = [tokens.boi, *tokens.image_ids[:4]]
-        numbers = self.read_ids(ids, [Kind.BOI] + [Kind.QUERY] * 4, frame)
+        numbers = self.read_ids(ids, [Kind.BOI] + [Kind.QUERY] * 4, turn)
         del self.kept[-5:]
         self.index -= 5
         return numbers[1:]
 
-    def read_image(self, tokens, features, frame):
-        """<img>, the image as it is read, </img>; the number of the last."""
-        image = np.asarray(self.model.read_images(jnp.asarray(features)[None, None]))[0, 0]
-        self.read_ids([tokens.boi], [Kind.BOI], frame)
+    def append_image(self, tokens, features, turn):
+        """<img>, the embedded image, </img>; the number of the last."""
+        image = np.asarray(self.model.embed_images(jnp.asarray(features)[None, None]))[0, 0]
+        self.read_ids([tokens.boi], [Kind.BOI], turn)
         for row in image:
-            self.read(row, Kind.QUERY, frame)
-        return self.read_ids([tokens.eoi], [Kind.EOI], frame)[0]
+            self.read(row, Kind.QUERY, turn)
+        return self.read_ids([tokens.eoi], [Kind.EOI], turn)[0]
 
-    def forget(self, stays):
-        """Keeps the tokens for which stays(index, kind, frame, all that is kept) and renumbers them."""
+    def evict(self, stays):
+        """Keeps the tokens for which stays(index, kind, turn, all that is kept) and renumbers them."""
         self.kept = [one for one in self.kept if stays(*one[1:4], self.kept)]
         for slot, one in enumerate(self.kept):
             one[4] = slot if self.by_slot else one[4]
@@ -155,20 +155,20 @@ def _norm(x, scale, eps):
     return x / np.sqrt(np.mean(x * x, -1, keepdims=True) + eps) * scale
 
 
-def stays_dense(index, kind, frame, kept):
+def stays_dense(index, kind, turn, kept):
     return True
 
 
-def stays_window(index, kind, frame, kept, window=2):
-    return frame > max(one[3] for one in kept) - window
+def stays_window(index, kind, turn, kept, window=2):
+    return turn > max(one[3] for one in kept) - window
 
 
-def stays_sink(index, kind, frame, kept, window=2):
-    return index < 4 or stays_window(index, kind, frame, kept, window)
+def stays_sink(index, kind, turn, kept, window=2):
+    return index < 4 or stays_window(index, kind, turn, kept, window)
 
 
-def stays_multimodal_sink(index, kind, frame, kept, window=2, head=(4, 8), tail=(8, 4), cap=None):
-    if stays_sink(index, kind, frame, kept, window):
+def stays_multimodal_sink(index, kind, turn, kept, window=2, head=(4, 8), tail=(8, 4), cap=None):
+    if stays_sink(index, kind, turn, kept, window):
         return True
     newest = max(one[3] for one in kept)
     for _, mark, mark_kind, mark_frame, *_ in kept:

@@ -14,31 +14,31 @@ from seedstory_jax.models.story_mllm import StoryMLLM, StoryMLLMConfig
 
 
 def test_full_size_lowers_from_shapes_alone():
-    """LLaMA-2-7B telling 50 sequences: nothing of it is allocated."""
+    """LLaMA-2-7B state 50 turns: nothing of it is allocated."""
     config = StoryMLLMConfig()
     config = replace(config, llama=replace(config.llama, lora=None, dtype="bfloat16"))
     module_def, parameters = abstract_parameters(lambda rngs: StoryMLLM(config, rngs=rngs))
     image = tuple(range(32002, 32066))
     tokens = decode.SpecialTokens(bos=1, eos=2, boi=32000, eoi=32001, image=image, barred=(*image, 32001))
-    shape = decode.Shape(module_def, config, tokens, "slot", max_text_tokens=40)
+    spec = decode.EngineSpec(module_def, config, tokens, "slot", max_text_tokens=40)
     slots = slot_count(MultimodalSink(), 50, 106)
-    calls = lower_programs(shape, parameters, MultimodalSink(), batch=1, slots=slots, dtype="bfloat16")
-    assert list(calls) == ["read_text", "write_text", "draw_image", "read_image", "forget"]
+    calls = lower_programs(spec, parameters, MultimodalSink(), batch=1, slots=slots, dtype="bfloat16")
+    assert list(calls) == ["prefill_text", "decode_text", "predict_image", "append_image", "evict"]
     for lower in calls.values():
         out = lower().out_info
-        telling = out if isinstance(out, decode.Telling) else out[0]
-        assert telling.buffer.k.shape == (32, 1, 32, 2048, 128)
-    kv = telling.buffer.k
+        state = out if isinstance(out, decode.GenerationState) else out[0]
+        assert state.buffer.k.shape == (32, 1, 32, 2048, 128)
+    kv = state.buffer.k
     assert 2 * math.prod(kv.shape) * kv.dtype.itemsize == 1_073_741_824  # bytes for fifty images
 
 
-@pytest.mark.parametrize("name", ["write_text", "forget"])
+@pytest.mark.parametrize("name", ["decode_text", "evict"])
 def test_what_is_lowered_compiles_and_updates_in_place(name, story_model, tokenizer):
     engine = StoryEngine(
         story_model, tokenizer, MultimodalSink(window=2), GenerationConfig(length=8, max_text_tokens=6)
     )
     parameters = {key: jax.ShapeDtypeStruct(value.shape, value.dtype) for key, value in engine.parameters.items()}
-    calls = lower_programs(engine.shape, parameters, engine.policy, batch=2, slots=1024, dtype="float32")
+    calls = lower_programs(engine.spec, parameters, engine.policy, batch=2, slots=1024, dtype="float32")
     memory = calls[name]().compile().memory_analysis()
     buffer = 2 * 2 * 2 * 1024 * 2 * 8 * 4
     assert memory.alias_size_in_bytes >= buffer

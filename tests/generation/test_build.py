@@ -31,28 +31,28 @@ def adapted(story_model):
     return abstract_parameters(make)[0].build(parameters)
 
 
-def features_told(model, tokenizer, image_features):
+def predicted_features(model, tokenizer, image_features):
     config = GenerationConfig(length=4, max_text_tokens=6, allow_end=False)
     story = StoryEngine(model, tokenizer, Dense(), config).start(image_features[0], "abc")
     return np.stack([story.next(text).predicted_image_features for text in ("de", "f", "gh")])
 
 
-def test_merged_adapters_tell_the_same(adapted, tokenizer, image_features):
+def test_merged_adapters_generate_the_same(adapted, tokenizer, image_features):
     merged = for_sampling(adapted, dtype="float32")
     assert not any("lora" in name for name in split_module(merged)[1])
-    full, same = (features_told(model, tokenizer, image_features) for model in (adapted, merged))
+    full, same = (predicted_features(model, tokenizer, image_features) for model in (adapted, merged))
     np.testing.assert_allclose(full, same, atol=1e-4)
 
 
 @pytest.mark.parametrize(("weights", "limit"), [("", 0.05), ("int8", 0.08)])
-def test_fewer_bits_tell_nearly_the_same(weights, limit, adapted, tokenizer, image_features):
+def test_fewer_bits_generate_nearly_the_same(weights, limit, adapted, tokenizer, image_features):
     small = for_sampling(adapted, weights=weights)
     parameters = split_module(small)[1]
     wanted = {"kernel": jnp.int8 if weights else jnp.bfloat16, "scale": jnp.float32}
     for name, value in parameters.items():
         if name.startswith("llama.layers."):
             assert value.dtype == wanted[name.rpartition(".")[2]], name
-    full, rounded = (features_told(model, tokenizer, image_features) for model in (adapted, small))
+    full, rounded = (predicted_features(model, tokenizer, image_features) for model in (adapted, small))
     assert np.linalg.norm(rounded - full) < limit * np.linalg.norm(full)
 
 

@@ -9,7 +9,7 @@ from flax import nnx
 
 from seedstory_jax.errors import UserError
 from seedstory_jax.generation.compile_stats import Compilations
-from seedstory_jax.generation.engine import Stories, StoryEngine
+from seedstory_jax.generation.engine import StoryEngine, StorySession
 from seedstory_jax.generation.interface import GenerationConfig
 from seedstory_jax.generation.policies import Dense, MultimodalSink, Window, WindowRecompute
 
@@ -32,18 +32,18 @@ def ending_model(story_model):
     return model
 
 
-def tokens_of(sequences):
-    return [one.tokens for one in sequences]
+def tokens_of(turns):
+    return [turn.tokens for turn in turns]
 
 
 def test_nothing_is_compiled_after_the_first_story(engine, story_model, tokenizer, image_features):
-    """Not by more sequences, another length of prompt, captions, temperature, seed, or a policy's other numbers."""
+    """Not by more turns, another length of prompt, captions, temperature, seed, or a policy's other numbers."""
     story = engine.start(image_features[0], "ab")
     story.next()
     story.next("abc")
     first = Compilations()
-    for sequence in story:
-        assert sequence.calls >= 2
+    for turn in story:
+        assert turn.calls >= 2
     for policy, config in [
         (POLICY, replace(OPEN, temperature=0.7, top_p=0.9, seed=3)),
         (replace(POLICY, window=1, start=2, head=(1, 2)), replace(OPEN, at_limit="stop")),
@@ -57,7 +57,7 @@ def test_nothing_is_compiled_after_the_first_story(engine, story_model, tokenize
 
 
 def test_a_story_takes_few_programs(tokenizer, story_model, image_features):
-    """Read, write, draw, read the image, forget; and the empty buffer. Its own monitoring counts the same as jax's."""
+    """Prefill, decode, predict, append, evict, and the empty buffer; its own monitoring counts the same as jax's."""
     seen = []
     jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: seen.append(event))
     # Numbers that no other test has, so that nothing is compiled yet.
@@ -83,27 +83,27 @@ def test_a_batch_tells_what_each_story_tells_alone(temperature, ending_model, to
     for row, text in enumerate(texts):
         alone = engine.start(image_features[row], text, seed=5 + row)
         list(alone)
-        assert tokens_of(alone.sequences) == tokens_of(together.rows[row].sequences)
+        assert tokens_of(alone.turns) == tokens_of(together.rows[row].turns)
         assert alone.ending == together.rows[row].ending
-        endings.append(len(alone.sequences))
-        for ours, theirs in zip(alone.sequences, together.rows[row].sequences):
+        endings.append(len(alone.turns))
+        for ours, theirs in zip(alone.turns, together.rows[row].turns):
             np.testing.assert_allclose(ours.predicted_image_features, theirs.predicted_image_features, atol=1e-4)
     assert len(set(endings)) > 1, "no story ended early: the test shows nothing"
 
 
 def test_a_story_that_has_ended_stays_as_it_is(ending_model, tokenizer, image_features):
-    stories = StoryEngine(ending_model, tokenizer, POLICY, CONFIG).start(image_features[:2], ["a", "b"])
-    stories.end(0, "enough")
-    before = jax.device_get(stories._telling.buffer)
-    results = stories.next([None, "abc"])
-    after = jax.device_get(stories._telling.buffer)
+    session = StoryEngine(ending_model, tokenizer, POLICY, CONFIG).start(image_features[:2], ["a", "b"])
+    session.end(0, "enough")
+    before = jax.device_get(session._state.buffer)
+    results = session.next([None, "abc"])
+    after = jax.device_get(session._state.buffer)
     assert results[0] is None
     assert results[1].text == "abc"
     np.testing.assert_array_equal(before.length[0], after.length[0])
     used = before.position[0] >= 0
     np.testing.assert_array_equal(before.k[:, 0][:, :, used], after.k[:, 0][:, :, used])
-    stories.end(1, "enough")
-    assert stories.next() == [None, None]
+    session.end(1, "enough")
+    assert session.next() == [None, None]
 
 
 def test_temperature_zero_is_greedy_and_a_small_nucleus_is_almost(story_model, tokenizer, image_features):
@@ -124,12 +124,12 @@ def test_a_fork_goes_its_own_way(engine, image_features):
     branch = story.fork()
     told = branch.next("hgf")
     assert told.text == "hgf"
-    assert told.calls == 3  # the caption, the image drawn, the image read: nothing of the past
+    assert told.calls == 3  # the caption, the image predicted, the image read: nothing of the past
     after_fork = tokens_of([story.next(), story.next()])
     straight = engine.start(image_features[0], "abc")
     assert tokens_of(list(straight))[4:6] == after_fork
-    assert len(branch.sequences) == 6
-    assert [one.text for one in branch.sequences[:5]] == [one.text for one in story.sequences[:5]]
+    assert len(branch.turns) == 6
+    assert [one.text for one in branch.turns[:5]] == [one.text for one in story.turns[:5]]
 
 
 def test_captions_on_the_way(engine, tokenizer, image_features):
@@ -138,68 +138,68 @@ def test_captions_on_the_way(engine, tokenizer, image_features):
     given, written = story.next(), story.next()
     assert (given.text, given.source, given.tokens) == ("gh", "caption", (tokenizer.inst, 26, 27))
     assert written.source == "generated"
-    assert story.sequences[0].source == "prompt"
-    bare = StoryEngine(teller_model(engine), tokenizer, POLICY, replace(OPEN, caption_instruction=False))
+    assert story.turns[0].source == "prompt"
+    bare = StoryEngine(model_of(engine), tokenizer, POLICY, replace(OPEN, caption_instruction=False))
     assert bare.start(image_features[0], "abc").next("gh").tokens == (26, 27)
 
 
-def teller_model(engine):
-    return engine.shape.module_def.build(engine.parameters)
+def model_of(engine):
+    return engine.spec.module_def.build(engine.parameters)
 
 
 def test_given_images_may_follow_one_another(engine, image_features):
     story = engine.start(image_features[0], "abc")
-    story.read("de", image_features[1])
+    story.append("de", image_features[1])
     assert story.next().index == 2
-    np.testing.assert_array_equal(story.sequences[1].predicted_image_features, image_features[1])
+    np.testing.assert_array_equal(story.turns[1].predicted_image_features, image_features[1])
 
 
-@pytest.mark.parametrize(("at_limit", "ending", "sequences"), [("force_image", None, 8), ("stop", "limit", 1)])
-def test_a_text_without_an_end(at_limit, ending, sequences, story_model, tokenizer, image_features):
+@pytest.mark.parametrize(("at_limit", "ending", "turns"), [("force_image", None, 8), ("stop", "limit", 1)])
+def test_a_text_without_an_end(at_limit, ending, turns, story_model, tokenizer, image_features):
     model = nnx.clone(story_model)
     model.llama.lm_head.kernel[...] = model.llama.lm_head.kernel[...].at[:, 3].set(0.0)  # <img> is never the best
     story = StoryEngine(model, tokenizer, POLICY, replace(OPEN, at_limit=at_limit)).start(image_features[0], "abc")
     told = list(story)
     assert all(len(one.tokens) == OPEN.max_text_tokens for one in told)
-    assert (story.ending, len(story.sequences)) == (ending, sequences)
+    assert (story.ending, len(story.turns)) == (ending, turns)
 
 
 def test_what_cannot_fit_is_refused_before_anything_is_written(story_model, tokenizer, image_features):
     engine = StoryEngine(story_model, tokenizer, Dense(), replace(OPEN, length=2))
     story = engine.start(image_features[0], "abc")
-    while story.stories._filled[0] + engine.sequence_tokens <= story.stories.slots:
+    while story.session._filled[0] + engine.turn_tokens <= story.session.slots:
         story.next("abc")
-    before = jax.device_get(story.stories._telling)
+    before = jax.device_get(story.session._state)
     with pytest.raises(UserError, match=r"fills \d+ of 128 slots"):
         story.next("abc")
-    jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(story.stories._telling))
+    jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(story.session._state))
     with pytest.raises(UserError, match="longer than max_text_tokens=6"):
         story.next("abcdefgh")
     with pytest.raises(UserError, match="give one"):
-        story.stories.next([None, None])
+        story.session.next([None, None])
 
 
 def test_no_end(story_model, tokenizer, image_features):
-    """A cap on image sinks: a thousand sequences in constant memory, each call as quick as the earlier ones."""
+    """A cap on image sinks: a thousand turns in constant memory, each call as quick as the earlier ones."""
     policy = replace(POLICY, image_sink_cap=3)
     engine = StoryEngine(story_model, tokenizer, policy, replace(OPEN, length=1000, keep_features=False))
     story = engine.start(image_features[0], "abc")
     filled, held = [], []
-    while len(story.sequences) < 1000:
+    while len(story.turns) < 1000:
         story.next("abc")
-        filled.append(int(story.stories._filled[0]))
-        if len(story.sequences) in (100, 1000):
+        filled.append(int(story.session._filled[0]))
+        if len(story.turns) in (100, 1000):
             held.append(sum(array.nbytes for array in jax.live_arrays()))
-    assert story.stories.slots == 128
+    assert story.session.slots == 128
     assert filled[10:] == [filled[10]] * len(filled[10:])
     assert held[1] <= held[0]
-    assert sum(one.predicted_image_features.size for one in story.sequences) == image_features[0].size
-    seconds = [one.seconds for one in story.sequences]
+    assert sum(one.predicted_image_features.size for one in story.turns) == image_features[0].size
+    seconds = [one.seconds for one in story.turns]
     assert np.median(seconds[-200:]) < 1.5 * np.median(seconds[100:300])
 
 
 @pytest.mark.parametrize("policy", [POLICY, WindowRecompute(window=2)])
-def test_features_that_nobody_draws_change_no_word(story_model, tokenizer, image_features, policy):
+def test_features_that_nobody_renders_change_no_word(story_model, tokenizer, image_features, policy):
     told = []
     for keep in (True, False):
         engine = StoryEngine(story_model, tokenizer, policy, replace(OPEN, keep_features=keep))
@@ -211,12 +211,12 @@ def test_features_that_nobody_draws_change_no_word(story_model, tokenizer, image
 def test_slots_show_what_the_buffer_held(engine, image_features):
     story = engine.start(image_features[0], "abc")
     told = [story.next("ab") for _ in range(4)]
-    assert not story.sequences[0].slots.used.any()
-    assert set(np.unique(told[0].slots.frame)) == {-1, 0}
+    assert not story.turns[0].slots.used.any()
+    assert set(np.unique(told[0].slots.turn)) == {-1, 0}
     last = told[-1].slots
-    # Of frame 0 the first four tokens, <img>, the last query and </img>; of frame 1 the marks and one before each.
-    assert last.pinned.sum() == 7 + 4
-    assert set(last.frame[last.used & ~last.pinned]) == {2, 3}
+    # Of turn 0 the first four tokens, <img>, the last query and </img>; of turn 1 the marks and one before each.
+    assert last.is_sink.sum() == 7 + 4
+    assert set(last.turn[last.used & ~last.is_sink]) == {2, 3}
 
 
 def test_bad_arguments(story_model, tokenizer, image_features):
@@ -231,21 +231,21 @@ def test_bad_arguments(story_model, tokenizer, image_features):
 def test_rows_of_different_age_under_recomputation(story_model, tokenizer, image_features):
     """One story has its window full when the other has not: each is still what it is alone."""
     engine = StoryEngine(story_model, tokenizer, WindowRecompute(window=2), OPEN)
-    stories = Stories(engine, 2, 8, [0, 0])
-    stories.read(["ab", "cd"], image_features[:2])
-    stories.end(1, "for now")
-    stories.next(["e", None])
-    stories.rows[1].ending = None
+    session = StorySession(engine, 2, 8, [0, 0])
+    session.append(["ab", "cd"], image_features[:2])
+    session.end(1, "for now")
+    session.next(["e", None])
+    session.rows[1].ending = None
     for text in ("f", "g", "h"):
-        stories.next([text, text])
+        session.next([text, text])
     for row, texts in enumerate((["ab", "e", "f", "g", "h"], ["cd", "f", "g", "h"])):
         alone = engine.start(image_features[row], texts[0])
         for text in texts[1:]:
             alone.next(text)
-        np.testing.assert_allclose(stories._telling.hidden[row], alone.stories._telling.hidden[0], atol=1e-4)
+        np.testing.assert_allclose(session._state.hidden[row], alone.session._state.hidden[0], atol=1e-4)
 
 
 def test_the_window_is_flat(story_model, tokenizer, image_features):
     story = StoryEngine(story_model, tokenizer, Window(window=2), OPEN).start(image_features[0], "abc")
-    filled = [int(story.next("abc") is not None and story.stories._filled[0]) for _ in range(6)]
+    filled = [int(story.next("abc") is not None and story.session._filled[0]) for _ in range(6)]
     assert filled[2:] == [20] * 4

@@ -5,7 +5,7 @@ import pytest
 
 from seedstory_jax.generation import decode
 from seedstory_jax.generation.aot import lower_programs
-from seedstory_jax.generation.flops import buffer_bytes, sequence_cost
+from seedstory_jax.generation.flops import buffer_bytes, turn_cost
 from seedstory_jax.generation.policies import Dense, MultimodalSink, Window, WindowRecompute
 from seedstory_jax.models.llama import LlamaConfig
 from seedstory_jax.models.parameters import abstract_parameters
@@ -22,25 +22,25 @@ WIDE = StoryMLLMConfig(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["draw_image", "read_image"])
+@pytest.mark.parametrize("name", ["predict_image", "append_image"])
 def test_counted_as_xla_counts_unrolled_layers(name):
     module_def, parameters = abstract_parameters(lambda rngs: StoryMLLM(WIDE, rngs=rngs))
     image = tuple(range(200, 216))
     tokens = decode.SpecialTokens(bos=1, eos=2, boi=3, eoi=4, image=image, barred=(*image, 4))
-    shape = decode.Shape(module_def, WIDE, tokens, "slot", max_text_tokens=14)
-    calls = lower_programs(shape, parameters, Window(window=2), batch=1, slots=128, dtype="float32")
+    spec = decode.EngineSpec(module_def, WIDE, tokens, "slot", max_text_tokens=14)
+    calls = lower_programs(spec, parameters, Window(window=2), batch=1, slots=128, dtype="float32")
     analysis = calls[name]().compile().cost_analysis()
-    counted = getattr(sequence_cost(WIDE, Window(window=2), sequences=9, text_tokens=14, max_text_tokens=14), name)
+    counted = getattr(turn_cost(WIDE, Window(window=2), turns=9, text_tokens=14, max_text_tokens=14), name)
     assert counted <= analysis["flops"] < 1.1 * counted
 
 
 def test_the_papers_setting_at_full_size():
-    """LLaMA-2-7B, captions of 40 tokens, 50 sequences: reading the window again costs several times as much."""
+    """LLaMA-2-7B, captions of 40 tokens, 50 turns: reading the window again costs several times as much."""
     config = StoryMLLMConfig()
     config = replace(config, llama=replace(config.llama, lora=None))
 
     def total(policy):
-        return sequence_cost(config, policy, sequences=50, text_tokens=40, max_text_tokens=40).total
+        return turn_cost(config, policy, turns=50, text_tokens=40, max_text_tokens=40).total
 
     assert total(WindowRecompute()) / total(MultimodalSink()) == pytest.approx(5.33, abs=0.05)
     assert total(MultimodalSink()) / total(Window()) == pytest.approx(1.04, abs=0.01)
@@ -49,7 +49,7 @@ def test_the_papers_setting_at_full_size():
 
 
 def test_decoding_choices_are_counted():
-    cost = sequence_cost(WIDE, Window(window=2), sequences=9, text_tokens=14, max_text_tokens=14)
-    longer = sequence_cost(WIDE, Window(window=2), sequences=9, text_tokens=7, max_text_tokens=14)
-    assert jax.tree.leaves([cost.draw_image, cost.read_image]) == [longer.draw_image, longer.read_image]
-    assert 1.8 < cost.write_text / longer.write_text < 2
+    cost = turn_cost(WIDE, Window(window=2), turns=9, text_tokens=14, max_text_tokens=14)
+    longer = turn_cost(WIDE, Window(window=2), turns=9, text_tokens=7, max_text_tokens=14)
+    assert jax.tree.leaves([cost.predict_image, cost.append_image]) == [longer.predict_image, longer.append_image]
+    assert 1.8 < cost.decode_text / longer.decode_text < 2

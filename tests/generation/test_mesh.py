@@ -27,22 +27,22 @@ assert len(split) > 10, split
 features = np.random.default_rng(0).normal(size=(2, 16, 32)).astype(np.float32)
 config = GenerationConfig(length=5, max_text_tokens=6, allow_end=False)
 policy = MultimodalSink(window=2, head=(1, 1), tail=(1, 1))
-told = []
+sessions = []
 for values, where in ((parameters, None), (spread, mesh)):
     engine = StoryEngine(module_def.build(values), LetterTokenizer(), policy, config, where)
-    stories = engine.start(features, ["ab", "cde"])
-    stories.next()
+    session = engine.start(features, ["ab", "cde"])
+    session.next()
     warm = Compilations()
     for _ in range(3):
-        stories.next()
+        session.next()
     assert warm.count == 0, warm.count
-    told.append(stories)
-alone, together = told
+    sessions.append(session)
+alone, together = sessions
 for a, b in zip(alone.rows, together.rows):
-    assert [one.tokens for one in a.sequences] == [one.tokens for one in b.sequences]
-    for x, y in zip(a.sequences, b.sequences):
+    assert [one.tokens for one in a.turns] == [one.tokens for one in b.turns]
+    for x, y in zip(a.turns, b.turns):
         np.testing.assert_allclose(x.predicted_image_features, y.predicted_image_features, atol=1e-4)
-buffer = together._telling.buffer
+buffer = together._state.buffer
 assert len(buffer.k.addressable_shards) == 4
 assert buffer.k.addressable_shards[0].data.shape == (2, 1, 1, 128, 8)
 """

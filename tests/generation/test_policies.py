@@ -14,8 +14,8 @@ from seedstory_jax.generation.policies import (
     Window,
     keep_mask,
     make_policy,
-    pinned_mask,
     policy_name,
+    sink_mask,
     slot_count,
     split_policy,
 )
@@ -46,15 +46,15 @@ KEPT = [
 ]  # fmt: skip
 
 
-def facts_of(story):
-    """`.` is an empty slot; a blank ends a frame."""
+def slots_of(story):
+    """`.` is an empty slot; a blank ends a turn."""
     rows = []
-    for frame, text in enumerate(story.split(" ")):
-        rows += [(LETTERS[letter], frame) if letter != "." else (EMPTY, EMPTY) for letter in text]
-    kind, frame = (np.array(column, np.int32)[None] for column in zip(*rows))
+    for turn, text in enumerate(story.split(" ")):
+        rows += [(LETTERS[letter], turn) if letter != "." else (EMPTY, EMPTY) for letter in text]
+    kind, turn = (np.array(column, np.int32)[None] for column in zip(*rows))
     index = np.where(kind == EMPTY, EMPTY, np.arange(kind.size)).astype(np.int32)
     return SlotMetadata(
-        *(jnp.asarray(fact) for fact in (index, index, kind, frame)), pinned=jnp.zeros(kind.shape, bool)
+        *(jnp.asarray(fact) for fact in (index, index, kind, turn)), is_sink=jnp.zeros(kind.shape, bool)
     )
 
 
@@ -66,34 +66,34 @@ def drawn(mask, story=STORY):
 @pytest.mark.parametrize(("name", "settings", "kept"), KEPT)
 def test_keep_mask(name, settings, kept):
     keep = jax.jit(keep_mask, static_argnums=0)
-    assert drawn(keep(make_policy(name, **settings), facts_of(STORY))) == kept
+    assert drawn(keep(make_policy(name, **settings), slots_of(STORY))) == kept
 
 
-def test_what_is_kept_beside_the_window_is_pinned():
+def test_what_is_kept_besides_the_window_is_a_sink():
     policy = MultimodalSink(window=2, start=1, head=(1, 2), tail=(2, 1))
-    assert drawn(pinned_mask(policy, facts_of(STORY))) == "#--###---### --###---### ---------- ------------ --"
+    assert drawn(sink_mask(policy, slots_of(STORY))) == "#--###---### --###---### ---------- ------------ --"
 
 
-def test_counts_that_lose_their_mark_keep_what_was_pinned():
+def test_counts_that_lose_their_mark_keep_what_was_a_sink():
     """head=(2, 0) leaves out <img>: when it is gone, the two tokens before it stay all the same."""
     policy = MultimodalSink(window=1, start=0, head=(2, 0), tail=(0, 0))
-    facts = facts_of("tt q) tt(qq) t(qq)")
-    pinned = jnp.asarray(np.arange(facts.index.size) < 2)[None]
-    facts = SlotMetadata(facts.position, facts.index, facts.kind, facts.frame, pinned)
-    assert drawn(keep_mask(policy, facts), "tt q) tt(qq) t(qq)") == "## -- ##---- #####"
+    slots = slots_of("tt q) tt(qq) t(qq)")
+    is_sink = jnp.asarray(np.arange(slots.story_index.size) < 2)[None]
+    slots = SlotMetadata(slots.position, slots.story_index, slots.kind, slots.turn, is_sink)
+    assert drawn(keep_mask(policy, slots), "tt q) tt(qq) t(qq)") == "## -- ##---- #####"
 
 
 def test_a_policy_of_ones_own():
     @dataclass(frozen=True)
     class WithFirst(Window):
         def keep_mask(self, slots):
-            return super().keep_mask(slots) | (slots.frame == 0)
+            return super().keep_mask(slots) | (slots.turn == 0)
 
-        def slot_count(self, sequences, sequence_tokens):
-            return super().slot_count(sequences, sequence_tokens) + sequence_tokens
+        def slot_count(self, turns, turn_tokens):
+            return super().slot_count(turns, turn_tokens) + turn_tokens
 
     policy = WithFirst(window=1)
-    assert drawn(keep_mask(policy, facts_of(STORY))) == "############ ----------- ---------- ############ --"
+    assert drawn(keep_mask(policy, slots_of(STORY))) == "############ ----------- ---------- ############ --"
     assert policy_name(policy) == "WithFirst"
 
 
@@ -128,11 +128,11 @@ def test_what_cannot_be_is_refused(name, settings, words):
 
 
 def test_published_positions(fixtures_dir):
-    """The tokens that the released scripts mean to keep, and those that they read again."""
+    """The tokens that the released scripts mean to keep, and those that they prefill again."""
     folder = fixtures_dir / "sink_indices"
     config = json.loads((folder / "config.json").read_text())
     expected = np.load(folder / "outputs.npz")
-    told = sink_indices(folder, config, dict(np.load(folder / "inputs.npz")), {})
-    assert len(told) == 24
-    for name, kept in told.items():
-        np.testing.assert_array_equal(kept, expected[name], err_msg=name)
+    kept = sink_indices(folder, config, dict(np.load(folder / "inputs.npz")), {})
+    assert len(kept) == 24
+    for name, tokens in kept.items():
+        np.testing.assert_array_equal(tokens, expected[name], err_msg=name)

@@ -15,10 +15,10 @@ from seedstory_jax.generation.render import (
     RenderConfig,
     Renderer,
     condition_on,
-    decode_frames,
+    decode_images,
     denoise,
-    frame_noise,
     guided_step,
+    image_noise,
     predict,
     sampling_time_ids,
     zero_image_features,
@@ -50,7 +50,7 @@ CONFIG = DetokenizerConfig(
 )
 VAE_CONFIG = VAEConfig(latent_channels=2, block_out_channels=(4, 4), layers_per_block=1, norm_num_groups=2)
 RENDER = RenderConfig(height=8, width=12, steps=3, guidance=2.0, batch_size=2)
-STORY, FRAME = [0, 0, 0, 1, 1], [1, 2, 3, 1, 2]
+STORY, TURN = [0, 0, 0, 1, 1], [1, 2, 3, 1, 2]
 
 
 def filled(make, seed):
@@ -79,25 +79,25 @@ def renderer():
 
 
 @pytest.fixture(scope="module")
-def drawn(renderer):
-    return renderer.draw(features_for(5), STORY, FRAME, seed=7)
+def rendered(renderer):
+    return renderer.render(features_for(5), STORY, TURN, seed=7)
 
 
-def test_pictures_do_not_depend_on_their_batch(renderer, drawn):
-    assert drawn.shape == (5, 8, 12, 3)
-    assert drawn.dtype == np.uint8
+def test_pictures_do_not_depend_on_their_batch(renderer, rendered):
+    assert rendered.shape == (5, 8, 12, 3)
+    assert rendered.dtype == np.uint8
     order = [3, 0, 4]
-    again = renderer.draw(features_for(5)[order], np.array(STORY)[order], np.array(FRAME)[order], seed=7)
-    np.testing.assert_array_equal(again, drawn[order])
+    again = renderer.render(features_for(5)[order], np.array(STORY)[order], np.array(TURN)[order], seed=7)
+    np.testing.assert_array_equal(again, rendered[order])
 
 
-def test_pictures_depend_on_seed_story_and_frame(renderer, drawn):
+def test_pictures_depend_on_seed_story_and_frame(renderer, rendered):
     first = features_for(5)[:1]
-    for story, frame, seed in ((1, 1, 7), (0, 2, 7), (0, 1, 8)):
-        assert (renderer.draw(first, [story], [frame], seed=seed)[0] != drawn[0]).any()
+    for story, turn, seed in ((1, 1, 7), (0, 2, 7), (0, 1, 8)):
+        assert (renderer.render(first, [story], [turn], seed=seed)[0] != rendered[0]).any()
 
 
-def test_steps_guidance_and_seed_compile_nothing_new(renderer, drawn):
+def test_steps_guidance_and_seed_compile_nothing_new(renderer, rendered):
     compiled = []
 
     def listen(name, seconds, **others):
@@ -107,9 +107,9 @@ def test_steps_guidance_and_seed_compile_nothing_new(renderer, drawn):
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         for changes in ({"steps": 1}, {"steps": 9, "guidance": 7.5}, {"seed": 3}, {"seed": -1}):
-            assert len(renderer.draw(features_for(3), STORY[:3], FRAME[:3], **changes)) == 3
+            assert len(renderer.render(features_for(3), STORY[:3], TURN[:3], **changes)) == 3
         assert compiled == []
-        renderer.draw(features_for(1), [0], [1], guidance=1)  # this one is another program, and shows that we count
+        renderer.render(features_for(1), [0], [1], guidance=1)  # this one is another program, and shows that we count
         assert compiled
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
@@ -118,7 +118,7 @@ def test_steps_guidance_and_seed_compile_nothing_new(renderer, drawn):
 def test_the_loop_is_its_steps_and_the_guidance_its_formula(renderer):
     detokenizer, vae = models()
     schedule = euler_schedule(RENDER.scheduler, 3)
-    noise = frame_noise(jnp.uint32(7), jnp.asarray([0]), jnp.asarray([1]), renderer.latent_shape)
+    noise = image_noise(jnp.uint32(7), jnp.asarray([0]), jnp.asarray([1]), renderer.latent_shape)
     time_ids = sampling_time_ids(1, 8, 12)
     np.testing.assert_array_equal(time_ids, [[8, 12, 0, 0, 8, 12]])
     positive = condition_on(detokenizer.perceiver, jnp.asarray(features_for(1)))
@@ -157,19 +157,19 @@ def test_the_loop_is_its_steps_and_the_guidance_its_formula(renderer):
     np.testing.assert_allclose(got, away + 2 * (towards - away), atol=1e-4)
 
     vae_graph, vae_state = nnx.split(vae)
-    decode = jax.jit(lambda state, latents: decode_frames(nnx.merge(vae_graph, state), latents))
-    picture = decode(vae_state, loop(state))
-    np.testing.assert_array_equal(picture, renderer.draw(features_for(1), [0], [1], seed=7))
+    decode = jax.jit(lambda state, latents: decode_images(nnx.merge(vae_graph, state), latents))
+    image = decode(vae_state, loop(state))
+    np.testing.assert_array_equal(image, renderer.render(features_for(1), [0], [1], seed=7))
 
 
-def test_without_negative_features_only_guidance_one_draws():
+def test_without_negative_features_only_guidance_one_renders():
     renderer = renderer_for(dataclasses.replace(RENDER, tile=4), negative=False)
-    assert renderer.draw(features_for(1), [0], [1], guidance=1).shape == (1, 8, 12, 3)
+    assert renderer.render(features_for(1), [0], [1], guidance=1).shape == (1, 8, 12, 3)
     with pytest.raises(ValueError, match=r"guidance 2\.0 needs negative_features"):
-        renderer.draw(features_for(1), [0], [1])
-    assert renderer.draw(features_for(0), [], [], guidance=1).shape == (0, 8, 12, 3)
-    with pytest.raises(ValueError, match="2 features for 1 stories and 2 frame numbers"):
-        renderer.draw(features_for(2), [0], [1, 2], guidance=1)
+        renderer.render(features_for(1), [0], [1])
+    assert renderer.render(features_for(0), [], [], guidance=1).shape == (0, 8, 12, 3)
+    with pytest.raises(ValueError, match="2 features for 1 stories and 2 turn numbers"):
+        renderer.render(features_for(2), [0], [1, 2], guidance=1)
 
 
 def test_sides_that_do_not_fit_are_refused():
@@ -194,11 +194,11 @@ def test_conditions_are_pytrees():
     assert [x.shape for x in jax.tree.leaves(jax.tree.map(lambda x: x[:1], condition))] == [(1, 3, 4), (1, 5)]
 
 
-def test_pictures_do_not_depend_on_the_number_of_devices(drawn):
+def test_pictures_do_not_depend_on_the_number_of_devices(rendered):
     script = (
         "import json, sys; sys.path.insert(0, sys.argv[1]); import test_render as t;"
         "r = t.renderer_for(); assert r.mesh.size == 3, r.mesh;"
-        "print(json.dumps(r.draw(t.features_for(5), t.STORY, t.FRAME, seed=7).tolist()))"
+        "print(json.dumps(r.render(t.features_for(5), t.STORY, t.TURN, seed=7).tolist()))"
     )
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=3", "JAX_PLATFORMS": "cpu"}
     here = os.path.dirname(os.path.abspath(__file__))
@@ -208,4 +208,4 @@ def test_pictures_do_not_depend_on_the_number_of_devices(drawn):
         [sys.executable, "-c", script, here], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    np.testing.assert_array_equal(np.array(json.loads(done.stdout), np.uint8), drawn)
+    np.testing.assert_array_equal(np.array(json.loads(done.stdout), np.uint8), rendered)

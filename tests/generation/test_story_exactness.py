@@ -10,7 +10,7 @@ from seedstory_jax.generation.interface import GenerationConfig
 from seedstory_jax.generation.policies import make_policy
 from seedstory_jax.models.kv_buffer import Kind
 
-SEQUENCES = 20
+TURNS = 20
 TEXT = 6
 WINDOW = 2
 # An image has four tokens here, so the default counts keep all of it; these forget something of every image.
@@ -27,7 +27,7 @@ POLICIES = {
 IN_THE_BUFFER = [name for name, (policy, _) in POLICIES.items() if policy != "window_recompute"]
 
 
-def teller_for(story_model, tokenizer, name, positions="slot"):
+def engine_for(story_model, tokenizer, name, positions="slot"):
     name, settings = POLICIES[name]
     settings = dict(settings)
     if name != "dense":
@@ -36,53 +36,51 @@ def teller_for(story_model, tokenizer, name, positions="slot"):
         story_model,
         tokenizer,
         make_policy(name, positions=positions, **settings),
-        GenerationConfig(length=SEQUENCES, max_text_tokens=TEXT, allow_end=False),
+        GenerationConfig(length=TURNS, max_text_tokens=TEXT, allow_end=False),
     )
     engine.slots = lambda length=None: 256  # the same for all policies, so that the programs are shared
     return engine
 
 
-def tell_and_watch(engine, features, captions):
+def generate_and_watch(engine, features, captions):
     """(stories, hidden states [sequence, b, d] after each sequence); captions[sequence][b], None to let it write."""
-    stories = engine.start(features, list(captions[0]))
-    hidden = [np.asarray(stories._telling.hidden)]
+    session = engine.start(features, list(captions[0]))
+    hidden = [np.asarray(session._state.hidden)]
     for given in captions[1:]:
-        stories.next(given)
-        hidden.append(np.asarray(stories._telling.hidden))
-    return stories, hidden
+        session.next(given)
+        hidden.append(np.asarray(session._state.hidden))
+    return session, hidden
 
 
-def captions_for(batch, sequences, rng):
+def captions_for(batch, turns, rng):
     """Row 0 lets the model write; of the others every caption has a length of its own, some the model writes."""
-    words = [
-        ["".join(rng.choice(list("abcdefgh"), rng.integers(1, TEXT))) for _ in range(batch)] for _ in range(sequences)
-    ]
-    for number in range(1, sequences):
+    words = [["".join(rng.choice(list("abcdefgh"), rng.integers(1, TEXT))) for _ in range(batch)] for _ in range(turns)]
+    for number in range(1, turns):
         words[number][0] = None
         if number % 3 == 0:
             words[number][-1] = None
     return words
 
 
-def check_row(reference, stays, tokenizer, sequences, hidden, story_model):
-    """Reads the sequences as they were told into the reference and compares all that the engine said."""
+def check_row(reference, stays, tokenizer, turns, hidden, story_model):
+    """Replays the turns in the reference and compares all that the engine computed."""
     queries, texts, ends = [], [], []
-    for one in sequences:
+    for one in turns:
         start = [tokenizer.bos] if one.index == 0 else []
         kinds = [Kind.BOS] * len(start) + [Kind.TEXT] * len(one.tokens)
         texts.append((reference.read_ids([*start, *one.tokens], kinds, one.index), one))
         if one.source != "prompt":
-            queries.append((reference.draw(tokenizer, one.index), one))
-        ends.append(reference.read_image(tokenizer, one.predicted_image_features, one.index))
-        reference.forget(stays)
+            queries.append((reference.query(tokenizer, one.index), one))
+        ends.append(reference.append_image(tokenizer, one.predicted_image_features, one.index))
+        reference.evict(stays)
     states = reference.forward()
 
     scale = np.abs(states).max()
     np.testing.assert_allclose(np.stack(hidden), states[ends], atol=1e-4 * scale)
     asked = jnp.asarray(states[[numbers for numbers, _ in queries]], jnp.float32)
-    drawn = np.asarray(story_model.draw_images(asked[:, None]))
+    predicted = np.asarray(story_model.predict_image_features(asked[:, None]))
     told = np.stack([one.predicted_image_features for _, one in queries])
-    np.testing.assert_allclose(told, drawn[:, 0], atol=1e-4 * np.abs(drawn).max())
+    np.testing.assert_allclose(told, predicted[:, 0], atol=1e-4 * np.abs(predicted).max())
     logits = states @ np.asarray(story_model.llama.lm_head.kernel[...], np.float64)
     logits[:, [*tokenizer.image_ids, tokenizer.eoi, tokenizer.eos]] = -np.inf
     logits[:, story_model.config.llama.vocab_size :] = -np.inf
@@ -100,13 +98,13 @@ def check_row(reference, stays, tokenizer, sequences, hidden, story_model):
 def test_one_forward_over_the_whole_story(
     name, positions, story_model, tokenizer, image_features, new_reference, stays
 ):
-    engine = teller_for(story_model, tokenizer, name, positions)
-    captions = captions_for(3, SEQUENCES, np.random.default_rng(1))
-    stories, hidden = tell_and_watch(engine, image_features[:3], captions)
-    assert len({tuple(len(one.tokens) for one in row.sequences) for row in stories.rows}) == 3
-    for row, state in enumerate(stories.rows):
+    engine = engine_for(story_model, tokenizer, name, positions)
+    captions = captions_for(3, TURNS, np.random.default_rng(1))
+    session, hidden = generate_and_watch(engine, image_features[:3], captions)
+    assert len({tuple(len(one.tokens) for one in row.turns) for row in session.rows}) == 3
+    for row, state in enumerate(session.rows):
         reference = new_reference(story_model, positions)
-        check_row(reference, stays[name], tokenizer, state.sequences, [h[row] for h in hidden], story_model)
+        check_row(reference, stays[name], tokenizer, state.turns, [h[row] for h in hidden], story_model)
 
 
 def test_policies_part_ways_when_the_window_is_full(story_model, tokenizer, image_features):
@@ -115,9 +113,9 @@ def test_policies_part_ways_when_the_window_is_full(story_model, tokenizer, imag
     captions = [[text or "abc" for text in row] for row in captions]
     hidden = {}
     for name in POLICIES.keys() - {"multimodal_sink"}:  # with images and texts so short it keeps all, as dense does
-        _, hidden[name] = tell_and_watch(teller_for(story_model, tokenizer, name), image_features[:2], captions)
+        _, hidden[name] = generate_and_watch(engine_for(story_model, tokenizer, name), image_features[:2], captions)
     for name, states in hidden.items():
-        # The sequence that fills the window ends before anything is forgotten.
+        # The turn that fills the window ends before anything is evicted.
         np.testing.assert_allclose(states[:WINDOW], hidden["dense"][:WINDOW], atol=1e-5)
         for other, others in hidden.items():
             if name != other:
@@ -126,19 +124,19 @@ def test_policies_part_ways_when_the_window_is_full(story_model, tokenizer, imag
 
 @pytest.mark.parametrize("recompute_bos", [False, True])
 def test_recomputing_is_reading_the_window_by_hand(recompute_bos, story_model, tokenizer, image_features):
-    engine = teller_for(story_model, tokenizer, "with_bos" if recompute_bos else "window_recompute")
+    engine = engine_for(story_model, tokenizer, "with_bos" if recompute_bos else "window_recompute")
     captions = captions_for(2, 7, np.random.default_rng(3))
-    stories, hidden = tell_and_watch(engine, image_features[:2], captions)
+    session, hidden = generate_and_watch(engine, image_features[:2], captions)
     llama = story_model.llama
-    for row, state in enumerate(stories.rows):
+    for row, state in enumerate(session.rows):
         for last in range(WINDOW, 7):
             pieces = []
-            for one in state.sequences[last + 1 - WINDOW : last + 1]:
+            for one in state.turns[last + 1 - WINDOW : last + 1]:
                 ids = list(one.tokens)
                 if recompute_bos and not pieces:
                     ids = [tokenizer.bos, *(ids[1:] if ids[:1] == [tokenizer.inst] else ids)]
                 features = jnp.asarray(one.predicted_image_features)[None, None]
-                pieces += [llama.embed(jnp.array([[*ids, tokenizer.boi]]))[0], story_model.read_images(features)[0, 0]]
+                pieces += [llama.embed(jnp.array([[*ids, tokenizer.boi]]))[0], story_model.embed_images(features)[0, 0]]
                 pieces.append(llama.embed(jnp.array([[tokenizer.eoi]]))[0])
             embeddings = jnp.concatenate(pieces)[None]
             length = embeddings.shape[1]
@@ -152,19 +150,19 @@ def test_recomputing_is_reading_the_window_by_hand(recompute_bos, story_model, t
 @pytest.mark.parametrize("size", [1, 3, 7])
 def test_chunks_of_any_size_read_the_same(size, story_model, tokenizer, image_features, new_reference):
     """The prompt in pieces, each story at an offset and a count of its own."""
-    engine = teller_for(story_model, tokenizer, "dense")
+    engine = engine_for(story_model, tokenizer, "dense")
     texts = [[1, 30, 31, 32, 33, 34, 35], [1, 40, 41], [1, 50, 51, 52, 53, 54]]
-    shape, told = engine.shape, decode.begin(engine.shape, 3, 256, "float32")
-    told = decode.read_image(shape, engine.parameters, told, image_features[:3], np.array([False, True, False]))
+    spec, state = engine.spec, decode.init_state(engine.spec, 3, 256, "float32")
+    state = decode.append_image(spec, engine.parameters, state, image_features[:3], np.array([False, True, False]))
     for start in range(0, 7, size):
         pieces = [text[start : start + size] for text in texts]
         ids = np.array([piece + [0] * (size - len(piece)) for piece in pieces], np.int32)
         counts = np.array([len(piece) for piece in pieces], np.int32)
-        told = decode.read_text(shape, engine.parameters, told, ids, counts)
+        state = decode.prefill_text(spec, engine.parameters, state, ids, counts)
     for row, text in enumerate(texts):
         reference = new_reference(story_model)
         if row == 1:
-            reference.read_image(tokenizer, image_features[1], 0)
+            reference.append_image(tokenizer, image_features[1], 0)
         numbers = reference.read_ids(text, [Kind.TEXT] * len(text), 0)
-        np.testing.assert_allclose(told.hidden[row], reference.forward()[numbers[-1]], atol=1e-4)
-        assert int(told.buffer.length[row]) == len(text) + 6 * (row == 1)
+        np.testing.assert_allclose(state.hidden[row], reference.forward()[numbers[-1]], atol=1e-4)
+        assert int(state.buffer.length[row]) == len(text) + 6 * (row == 1)

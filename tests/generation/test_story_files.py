@@ -9,6 +9,7 @@ import pytest
 from seedstory_jax.generation.engine import StoryEngine
 from seedstory_jax.generation.interface import GenerationConfig
 from seedstory_jax.generation.policies import MultimodalSink
+from seedstory_jax.generation.story_files import Request, write_many, write_one
 
 POLICY = MultimodalSink(window=2, head=(1, 1), tail=(1, 1))
 CONFIG = GenerationConfig(length=5, max_text_tokens=6, allow_end=False)
@@ -20,20 +21,18 @@ def engine(story_model, tokenizer):
 
 
 def request(number, features, **settings):
-    picture = np.full((4, 4, 3), number, np.uint8)
-    return sample.Request(f"s{number}", number, "abc", features[number % 4], picture, **settings)
+    image = np.full((4, 4, 3), number, np.uint8)
+    return Request(f"s{number}", number, "abc", features[number % 4], image, **settings)
 
 
-def draw(features, stories, frames):
-    """A picture that shows its keys: (story, frame, number of features)."""
-    return np.array(
-        [np.full((4, 4, 3), (story, frame, len(features))) for story, frame in zip(stories, frames)], np.uint8
-    )
+def render(features, stories, turns):
+    """An image that shows its keys: (story, turn, number of features)."""
+    return np.array([np.full((4, 4, 3), (story, turn, len(features))) for story, turn in zip(stories, turns)], np.uint8)
 
 
 def test_one_story(engine, image_features, tmp_path):
     out = tmp_path / "deep" / "story"
-    story = sample.sample(engine, request(2, image_features), out, draw=draw)
+    story = write_one(engine, request(2, image_features), out, render=render)
     assert story == json.loads((out / "story.json").read_text())
     assert {"policy", "length", "seed", "frames", "timing", "kv_slots", "llm_calls", "compilations"} <= story.keys()
     assert story["policy"] == "multimodal_sink"
@@ -42,24 +41,24 @@ def test_one_story(engine, image_features, tmp_path):
     from PIL import Image
 
     pixels = [np.asarray(Image.open(out / frame["image"]))[0, 0].tolist() for frame in story["frames"]]
-    assert pixels == [[2, 2, 2]] + [[2, frame, 4] for frame in range(1, 5)]
+    assert pixels == [[2, 2, 2]] + [[2, turn, 4] for turn in range(1, 5)]
     assert sum(count for *_, count in story["frames"][1]["kept"]) == 1 + 3 + 6
     assert {part for part, *_ in story["frames"][4]["kept"]} == {"text_sink", "image_sink", "window"}
 
 
 def test_text_only_and_over_an_older_story(engine, image_features, tmp_path):
     (tmp_path / "index.html").write_text("mine")
-    sample.sample(engine, request(1, image_features), tmp_path, draw=draw)
-    story = sample.sample(engine, request(1, image_features), tmp_path)
+    write_one(engine, request(1, image_features), tmp_path, render=render)
+    story = write_one(engine, request(1, image_features), tmp_path)
     assert all(frame["image"] is None for frame in story["frames"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index.html", "story.json"]
 
 
 def test_visualize_ends_with_its_captions(engine, image_features, tmp_path):
-    story = sample.sample(engine, request(0, image_features, captions=("de", "fg")), tmp_path, mode="visualize")
+    story = write_one(engine, request(0, image_features, captions=("de", "fg")), tmp_path, mode="visualize")
     assert [frame["text"] for frame in story["frames"]] == ["abc", "de", "fg"]
     assert story["ending"] == "captions"
-    longer = sample.sample(engine, request(0, image_features, captions=("de", "fg")), tmp_path)
+    longer = write_one(engine, request(0, image_features, captions=("de", "fg")), tmp_path)
     assert [frame["text"] for frame in longer["frames"]][:3] == ["abc", "de", "fg"]
     assert (len(longer["frames"]), longer["ending"]) == (5, "length")
 
@@ -68,7 +67,7 @@ def test_many_stories_restart_and_survive_bad_ones(engine, image_features, tmp_p
     good = [request(number, image_features) for number in range(5)]
     bad = [
         replace(request(5, image_features), text="far too long a caption"),
-        ValueError("no such picture: x.png"),
+        ValueError("no such image: x.png"),
         replace(request(6, image_features), image_features=np.full((16, 32), np.nan, np.float32)),
         replace(request(7, image_features), name="../up"),
     ]
@@ -81,26 +80,26 @@ def test_many_stories_restart_and_survive_bad_ones(engine, image_features, tmp_p
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sample.write_many(engine, iter(requests), tmp_path, batch=2, draw=draw, after=stop_after_three)
+        write_many(engine, iter(requests), tmp_path, batch=2, render=render, after=stop_after_three)
     assert finished == ["s0", "s1", "s2"]
-    counts = sample.write_many(engine, iter(requests), tmp_path, batch=2, draw=draw)
+    counts = write_many(engine, iter(requests), tmp_path, batch=2, render=render)
     assert counts == {"written": 2, "skipped": 3, "failed": 4}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["errors.jsonl", "s0", "s1", "s2", "s3", "s4"]
     errors = [json.loads(line) for line in (tmp_path / "errors.jsonl").read_text().splitlines()][-4:]
     assert [error["story"] for error in errors] == ["s5", "line 4", "s6", "../up"]
     # What a story says depends on no batch and no restart.
-    alone = sample.sample(engine, good[3], tmp_path / "alone", draw=draw)
+    alone = write_one(engine, good[3], tmp_path / "alone", render=render)
     together = json.loads((tmp_path / "s3" / "story.json").read_text())
     assert [frame["text"] for frame in alone["frames"]] == [frame["text"] for frame in together["frames"]]
 
 
-def test_a_picture_that_cannot_be_drawn_takes_no_other_story_along(engine, image_features, tmp_path):
-    def fails_once(features, stories, frames):
+def test_an_image_that_cannot_be_rendered_takes_no_other_story_along(engine, image_features, tmp_path):
+    def fails_once(features, stories, turns):
         if stories[0] == 1:
             raise ValueError("not finite")
-        return draw(features, stories, frames)
+        return render(features, stories, turns)
 
     requests = [request(number, image_features) for number in range(3)]
-    counts = sample.write_many(engine, requests, tmp_path, batch=3, draw=fails_once)
+    counts = write_many(engine, requests, tmp_path, batch=3, render=fails_once)
     assert counts == {"written": 2, "skipped": 0, "failed": 1}
     assert not (tmp_path / "s1").exists()

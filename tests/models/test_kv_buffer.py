@@ -13,7 +13,7 @@ from seedstory_jax.models.kv_buffer import (
     append_metadata,
     compact,
     empty_buffer,
-    next_index,
+    next_story_index,
     rewind,
     slot_targets,
     visible,
@@ -24,8 +24,8 @@ from seedstory_jax.models.rope import rotate
 LAYERS, SLOTS, HEADS, SIZE = 3, 8, 2, 4
 
 
-def chunk_of(position, index, frame, count):
-    rows = [np.array(row, np.int32) for row in (position, index, np.ones_like(position), frame)]
+def chunk_of(position, story_index, turn, count):
+    rows = [np.array(row, np.int32) for row in (position, story_index, np.ones_like(position), turn)]
     return TokenChunk(*(jnp.asarray(row) for row in rows), count=jnp.asarray(count, jnp.int32))
 
 
@@ -54,13 +54,13 @@ def test_append_puts_each_story_at_its_own_offset(two_stories):
     ones = jnp.ones((LAYERS, 2, 2, HEADS, SIZE))
     grown = append(buffer, chunk, ones, ones)
     np.testing.assert_array_equal(grown.position, [[0, 1, 2, 3, 4, 5, -1, -1], [0, 1, 2, 3, 4, -1, -1, -1]])
-    np.testing.assert_array_equal(grown.frame, [[0, 0, 1, 1, 2, 2, -1, -1], [0, 0, 1, 1, 1, -1, -1, -1]])
+    np.testing.assert_array_equal(grown.turn, [[0, 0, 1, 1, 2, 2, -1, -1], [0, 0, 1, 1, 1, -1, -1, -1]])
     np.testing.assert_array_equal(grown.length, [6, 5])
     np.testing.assert_array_equal(grown.k[..., :3, :], buffer.k[..., :3, :])
     np.testing.assert_array_equal(
         grown.k[0, :, 0, :, 0] == 1, np.array([[0, 0, 0, 0, 0, 1, 0, 0], [0, 0, 0, 1, 1, 0, 0, 0]])
     )
-    np.testing.assert_array_equal(next_index(grown), [6, 5])
+    np.testing.assert_array_equal(next_story_index(grown), [6, 5])
 
 
 def test_padding_overwrites_nothing_in_a_full_buffer():
@@ -81,8 +81,8 @@ def test_rewind_forgets_the_newest(two_stories):
     back = rewind(buffer, jnp.array([3, 9]))
     np.testing.assert_array_equal(back.length, [3, 3])
     np.testing.assert_array_equal(back.position, [[0, 1, 2] + [-1] * 5] * 2)
-    np.testing.assert_array_equal(back.index, back.position)
-    np.testing.assert_array_equal(next_index(back), [3, 3])
+    np.testing.assert_array_equal(back.story_index, back.position)
+    np.testing.assert_array_equal(next_story_index(back), [3, 3])
 
 
 @pytest.mark.parametrize("positions", ["slot", "absolute"])
@@ -91,11 +91,11 @@ def test_compact_moves_what_is_kept_to_the_front(positions, two_stories):
     keep = jnp.array([[1, 0, 0, 1, 1, 0, 0, 1], [0, 1, 1, 1, 1, 0, 0, 0]], bool)  # empty slots are never kept
     kept = [[0, 3, 4], [1, 2]]
     small = jax.jit(compact, static_argnums=(2, 3), donate_argnums=0)(
-        jax.tree.map(jnp.copy, buffer), keep, positions, 1e4, keep & (buffer.index == 0)
+        jax.tree.map(jnp.copy, buffer), keep, positions, 1e4, keep & (buffer.story_index == 0)
     )
     np.testing.assert_array_equal(small.length, [3, 2])
-    np.testing.assert_array_equal(small.index, [[0, 3, 4] + [-1] * 5, [1, 2] + [-1] * 6])
-    np.testing.assert_array_equal(small.pinned, np.array([[1] + [0] * 7, [0] * 8], bool))
+    np.testing.assert_array_equal(small.story_index, [[0, 3, 4] + [-1] * 5, [1, 2] + [-1] * 6])
+    np.testing.assert_array_equal(small.is_sink, np.array([[1] + [0] * 7, [0] * 8], bool))
     assert np.isfinite(small.k).all()
     for row, tokens in enumerate(kept):
         count = len(tokens)

@@ -1,4 +1,4 @@
-"""What the story stage shows along the way: a few stories told from the training set's openings, as one picture."""
+"""Preview of the story stage: a few stories generated from prompts of the training set, as one image."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from seedstory_jax.features.run_data import RunData
 from seedstory_jax.files import atomic_path
 from seedstory_jax.generation.build import for_sampling, render_images
 from seedstory_jax.generation.engine import StoryEngine
-from seedstory_jax.generation.interface import GenerationConfig
+from seedstory_jax.generation.interface import GenerationConfig, Turn
 from seedstory_jax.generation.policies import make_policy
 from seedstory_jax.models.parameters import Parameters
 
@@ -30,21 +30,21 @@ LINES = 4
 def story_preview(
     config: Config, run_data: RunData, features: ImageEncodings
 ) -> Callable[[Parameters, int, Path], None]:
-    """Tells STORIES stories of LENGTH frames into step_<n>.png: captions, below pictures if a de-tokenizer is there."""
-    openings = run_data.train.offsets[:-1][:STORIES]
+    """Writes STORIES stories of LENGTH turns to step_<n>.png: captions, below images if a de-tokenizer is there."""
+    prompts = run_data.train.offsets[:-1][:STORIES]
 
     def preview(parameters: Parameters, step: int, folder: Path) -> None:
         own = {name: value for name, value in parameters.items() if name.startswith("story.")}
         model = build(config.model, "story", on_host(own))
-        told = tell(config, run_data, model, features.host_values(features.read(openings)))
+        stories = generate(config, run_data, model, features.host_values(features.read(prompts)))
         if jax.process_index():
             return
-        first = run_data.train.read(openings, run_data.pixel_transform)
-        drawn = _drawn(config, run_data, told)
+        first = run_data.train.read(prompts, run_data.pixel_transform)
+        images = _rendered(config, run_data, stories)
         rows = [
             [(first[number], run_data.train.stories[number].captions[0])]
-            + [(None if drawn is None else drawn[number][turn], one.text) for turn, one in enumerate(story)]
-            for number, story in enumerate(told)
+            + [(None if images is None else images[number][i], turn.text) for i, turn in enumerate(story)]
+            for number, story in enumerate(stories)
         ]
         with atomic_path(folder / f"step_{step:06d}.png") as beside:
             sheet(rows).save(beside)
@@ -52,18 +52,18 @@ def story_preview(
     return preview
 
 
-def tell(config: Config, run_data: RunData, model, features: np.ndarray) -> list[list]:
-    """The sequences that follow each opening, greedily."""
+def generate(config: Config, run_data: RunData, model, features: np.ndarray) -> list[list[Turn]]:
+    """The turns that follow each prompt, greedily."""
     model = for_sampling(model, dtype=model.config.llama.dtype)
     policy = make_policy("multimodal_sink", window=config.sample.window)
-    telling = GenerationConfig(length=LENGTH, max_text_tokens=config.sample.max_text_tokens)
-    engine = StoryEngine(model, run_data.tokenizer, policy, telling)
+    settings = GenerationConfig(length=LENGTH, max_text_tokens=config.sample.max_text_tokens)
+    engine = StoryEngine(model, run_data.tokenizer, policy, settings)
     stories = run_data.train.stories
     return [list(engine.start(seen, stories[number].captions[0])) for number, seen in enumerate(features)]
 
 
-def _drawn(config: Config, run_data: RunData, told: Sequence[Sequence]) -> list[np.ndarray] | None:
-    """Pictures of the told sequences with what an earlier stage trained; None where there is none."""
+def _rendered(config: Config, run_data: RunData, stories: Sequence[Sequence[Turn]]) -> list[np.ndarray] | None:
+    """Images of the stories with what an earlier stage trained; None where there is none."""
     try:
         parts = load_parameters(
             config.model,
@@ -74,16 +74,16 @@ def _drawn(config: Config, run_data: RunData, told: Sequence[Sequence]) -> list[
         )
     except UserError:
         return None
-    features = [[one.predicted_image_features for one in story] for story in told]
+    features = [[turn.predicted_image_features for turn in story] for story in stories]
     return [render_images(config, parts, np.stack(story)) if story else np.empty(0) for story in features]
 
 
 def sheet(rows: Sequence[Sequence[tuple[np.ndarray | None, str]]]) -> Image.Image:
-    """Frames in lines, a story each, with their captions below."""
+    """Images in lines, a story each, with their captions below."""
     height, text = FRAME, 12 * LINES + 8
     columns = max(map(len, rows))
     page = Image.new("RGB", (columns * (FRAME + 8), len(rows) * (height + text)), "white")
-    draw = ImageDraw.Draw(page)
+    draw = ImageDraw.Render(page)
     for y, row in enumerate(rows):
         for x, (picture, caption) in enumerate(row):
             left, top = x * (FRAME + 8), y * (height + text)

@@ -14,7 +14,8 @@ import pytest
 from seedstory_jax.data.fast_tokenizer import check_equal, describe, equal_tokenizer, fast_tokenizer, trying_texts
 from seedstory_jax.data.slow_tokenizer import read_slow_tokenizer
 from seedstory_jax.data.text_tokenizer import PUBLISHED_IMAGE_TOKENS, StoryTokenizer, image_token
-from seedstory_jax.data.token_rows import SequenceConfig, encode_turns, released_row
+from seedstory_jax.data.token_rows import SequenceConfig, encode_turns
+from seedstory_jax.parity.data import released_row
 from seedstory_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

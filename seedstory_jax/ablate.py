@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from seedstory_jax import cli
+from seedstory_jax import cli, outputs
 from seedstory_jax.config import load_config, to_dict
 from seedstory_jax.evaluation.ablation import Run, Setup, plan_runs, read_run, tell_runs, timing_figures
 from seedstory_jax.evaluation.beginnings import beginnings, open_dataset, true_stories, whole_numbers
@@ -51,6 +51,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--inception", type=Path, help="local Inception weights, for FID")
     parser.add_argument("--out", type=Path, required=True)
     flags, overrides = parser.parse_strictly(arguments)
+    outputs.claim(
+        *(flags.out / name for name in ("ablation.json", "ablation.md", "ablation.csv", "index.html")), by="report"
+    )
     lengths = whole_numbers(flags.length, "length")
     runs = plan_runs([name for name in flags.policies.split(",") if name], flags.sweep, lengths)
     clip = ClipScore(flags.clip) if flags.clip else None

@@ -18,8 +18,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from seedstory_jax import cli
+from seedstory_jax import cli, outputs
 from seedstory_jax.config import nearest
+from seedstory_jax.data.names import folder_name, read_regular
+from seedstory_jax.data.storystream import StoryFault, strict_json
 from seedstory_jax.errors import UserError
 from seedstory_jax.evaluation import judge_tables, study
 from seedstory_jax.evaluation.attention_statistics import attention_statistics
@@ -60,6 +62,10 @@ def compare(arguments: Sequence[str]) -> int:
     parser.add_argument("--inception", type=Path, help="local Inception weights, for FID")
     parser.add_argument("--out", type=Path, required=True)
     flags, _ = parser.parse_strictly(arguments)
+    outputs.claim(
+        *(flags.out / name for name in ("comparison.json", "comparison.md", "comparison.csv", "index.html")),
+        by="report",
+    )
     systems = _shared(read_systems(flags.systems))
     clip = ClipScore(flags.clip) if flags.clip else None
     system = load(flags.workdir) if flags.workdir else None
@@ -76,7 +82,7 @@ def compare(arguments: Sequence[str]) -> int:
         measured = measure(systems, tools, reference=reference, progress=lambda *_: bar.update(1))
     sheets = {}
     for name, stories in systems.items():
-        sheet = write_contact_sheet(flags.out / "sheets" / f"{_file_name(name)}.png", stories)
+        sheet = write_contact_sheet(flags.out / "sheets" / f"{folder_name(name)}.png", stories)
         sheets |= {name: sheet} if sheet else {}
     length = max(len(story) for stories in systems.values() for story in stories)
     section = section_of(f"{len(names)} stories that all have", measured, length, stories=systems, sheets=sheets)
@@ -99,6 +105,7 @@ def judge(arguments: Sequence[str]) -> int:
     parser.add_argument("--dry_run", action="store_true", help="count calls and tokens, ask nothing")
     parser.add_argument("--out", type=Path, required=True)
     flags, _ = parser.parse_strictly(arguments)
+    outputs.claim(*(flags.out / name for name in ("judge.json", "judge.md", "index.html")), by="report")
     systems = _shared(read_systems(flags.systems), flags.num_stories)
     if flags.segments < 1:
         raise UserError(f"--segments={flags.segments}: show at least 1")
@@ -147,12 +154,15 @@ def human_study(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, required=True)
     flags, _ = parser.parse_strictly(arguments)
     if flags.key:
+        outputs.claim(flags.out / "study.json", flags.out / "study.md", by="report")
         results = study.read_back(flags.key, [Path(path) for path in flags.inputs])
-        asked = json.loads(flags.key.read_text())["questions"]
+        asked = study.read_questions(flags.key)
         write_text(flags.out / "study.json", json.dumps([asdict(result) for result in results], indent=1) + "\n")
         write_text(flags.out / "study.md", study.results_markdown(results, asked))
         print(study.results_markdown(results, asked))
         return 0
+    outputs.claim(flags.out / "study.html", by="report")
+    outputs.claim(flags.out / "key.json", by="study")
     systems = read_systems(flags.inputs)
     questions = _questions(flags.questions) if flags.questions else study.QUESTIONS
     pairs = study.make_pairs(systems, seed=flags.seed, limit=flags.pairs)
@@ -175,6 +185,7 @@ def attention(arguments: Sequence[str]) -> int:
     parser.add_argument("--window", type=int, help="frames that count as recent; default: the config's")
     parser.add_argument("--out", type=Path, required=True)
     flags, _ = parser.parse_strictly(arguments)
+    outputs.claim(flags.out / "attention.json", flags.out / "index.html", by="report")
     system = load(flags.workdir)
     stories = true_stories(open_dataset(system, flags.stories, flags.image_root), flags.num_stories, flags.length)
     window = flags.window or system.config.sample.window
@@ -216,16 +227,12 @@ def _shared(systems: dict[str, list[StoryFolder]], limit: int = 0) -> dict[str, 
 
 def _questions(path: Path) -> dict[str, str]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = strict_json(read_regular(path).decode("utf-8-sig"))
+    except (StoryFault, UnicodeDecodeError) as error:
         raise UserError(f"--questions={path} cannot be read as JSON: {error}") from None
     if not isinstance(found, dict) or not found or not all(isinstance(words, str) for words in found.values()):
         raise UserError(f"--questions={path} must be a JSON object of names and questions")
     return found
-
-
-def _file_name(system: str) -> str:
-    return "".join(letter if letter.isalnum() else "-" for letter in system)
 
 
 def _parser(name: str, command: Callable) -> cli.Parser:

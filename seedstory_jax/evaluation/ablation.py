@@ -13,12 +13,13 @@ from pathlib import Path
 import jax
 
 from seedstory_jax.config import nearest
+from seedstory_jax.data.names import folder_name
 from seedstory_jax.errors import UserError
 from seedstory_jax.evaluation.bootstrap import Interval, bootstrap_mean
 from seedstory_jax.evaluation.stories import StoryFolder, read_story
 from seedstory_jax.generation.cost import buffer_bytes
 from seedstory_jax.generation.policies import POLICIES, Policy, make_policy
-from seedstory_jax.generation.sample import Draw, Request, tell, write_story
+from seedstory_jax.generation.sample import Draw, Request, beginning_in, beginning_of, tell, write_story
 from seedstory_jax.generation.story import StoryTeller
 from seedstory_jax.generation.telling import TellingConfig
 from seedstory_jax.models.story_mllm import StoryMLLM
@@ -162,7 +163,7 @@ def tell_runs(
         policy = run.variant.make(window=setup.window)
         teller = StoryTeller(setup.model, setup.tokenizer, policy, telling)
         folder = out / "stories" / run.name
-        missing = [one for one in requests if not (folder / one.name / "story.json").is_file()]
+        missing = _missing(folder, requests)
         with_pictures = {one.name for one in requests[:drawn]} if setup.draw else set()
         folder.mkdir(parents=True, exist_ok=True)
         for first in range(0, len(missing), batch):
@@ -170,12 +171,27 @@ def tell_runs(
             for told in tell(teller, missing[first : first + batch], batch=min(batch, len(requests))):
                 name = told.request.name
                 draw = setup.draw if name in with_pictures else None
-                after(folder / name, write_story(teller, told, folder / name, draw))
+                place = folder / folder_name(name)
+                after(place, write_story(teller, told, place, draw))
         timing = out / "timing" / f"{run.name}.json"
         if timed and not timing.is_file():
             progress(run, "timing")
             timing.parent.mkdir(parents=True, exist_ok=True)
             _write(timing, time_run(teller, requests[0]))
+
+
+def _missing(folder: Path, requests: Sequence[Request]) -> list[Request]:
+    """Requests whose story is not in a run's folder. Raises UserError for one that is, from another beginning."""
+    missing = []
+    for one in requests:
+        known = beginning_in(folder / folder_name(one.name))
+        if known is None:
+            missing.append(one)
+        elif known != beginning_of(one):
+            raise UserError(
+                f"{folder} holds story {one.name!r} from another beginning: give another --out or remove it"
+            )
+    return missing
 
 
 def time_run(teller: StoryTeller, request: Request) -> dict:
@@ -204,7 +220,7 @@ def time_run(teller: StoryTeller, request: Request) -> dict:
 
 def read_run(run: Run, out: Path, names: Sequence[str]) -> list[StoryFolder]:
     """A run's stories, by their requests' names."""
-    return [read_story(out / "stories" / run.name / name) for name in names]
+    return [read_story(out / "stories" / run.name / folder_name(name)) for name in names]
 
 
 def timing_figures(run: Run, out: Path) -> dict[str, Interval]:

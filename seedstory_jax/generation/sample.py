@@ -4,24 +4,29 @@ Text never waits for pixels: a batch of stories is told from features alone, the
 folder appears under its name only when it is complete, so a run that was stopped goes on where it stopped.
 """
 
+import hashlib
 import json
-import os
 import shutil
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from seedstory_jax import outputs
+from seedstory_jax.data.names import folder_name
 from seedstory_jax.errors import UserError
 from seedstory_jax.generation.compilations import Compilations
 from seedstory_jax.generation.policies import Policy
 from seedstory_jax.generation.story import Stories, StoryTeller
 from seedstory_jax.generation.telling import Sequence as StorySequence
 from seedstory_jax.models.kv_buffer import SlotFacts
+
+SETTINGS_FILE = "sample_settings.json"
 
 Draw = Callable[[np.ndarray, Sequence[int], Sequence[int]], np.ndarray]
 """(features [n q d], story numbers [n], frame numbers [n]) -> pixels uint8 [n h w 3]; noise keyed by those numbers."""
@@ -32,12 +37,13 @@ class Request:
     """One story that is asked for.
 
     Attributes:
-        name: its folder's name.
+        name: the story's id; `folder_name` of it names its folder.
         number: keys its noise, so that words and pixels depend on no batch and no order.
         text: the first caption.
         image_features: [q d] of the first image.
         picture: the first image itself, uint8 [h w 3], kept beside the drawn ones; None under text only.
         captions: of the sequences after the first, where they are given (mode visualize).
+        image_digest: of the first image's pixels (`data.images.digest`); tells a restart whether it is the same story.
     """
 
     name: str
@@ -46,6 +52,7 @@ class Request:
     image_features: np.ndarray
     picture: np.ndarray | None = None
     captions: tuple[str, ...] = ()
+    image_digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,7 @@ def sample_many(
     requests: Iterable[Request | Exception],
     out: Path,
     *,
+    identity: Mapping[str, Any] | None = None,
     batch: int = 8,
     draw: Draw | None = None,
     mode: Literal["generate", "visualize"] = "generate",
@@ -128,7 +136,9 @@ def sample_many(
     Args:
         teller: see `StoryTeller`.
         requests: read as they are needed; an exception in place of one is a story that could not be read.
-        out: stories that are already there are left alone; those that fail go to `out/errors.jsonl`.
+        out: stories that are already there are left alone; those that fail go to `out/errors.jsonl`. A story whose id
+            an earlier one has fails, and so does one that is there from another beginning.
+        identity: what else shapes the stories: weights, seed and steps of rendering.
         batch: stories told at once; a last batch of fewer leaves rows empty and compiles nothing anew.
         draw: None writes text only.
         mode: see `tell`.
@@ -136,9 +146,12 @@ def sample_many(
 
     Returns:
         How many were "written", "skipped" and "failed".
+
+    Raises UserError, before anything is told, if the stories in `out` were shaped by anything else.
     """
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    outputs.agree(out, SETTINGS_FILE, {**settings_of(teller, mode), **(identity or {})}, by="sample")
+    seen: set[str] = set()
     counts = {"written": 0, "skipped": 0, "failed": 0}
 
     def fail(name: str, fault: Exception) -> None:
@@ -150,9 +163,16 @@ def sample_many(
         for number, request in enumerate(requests):
             if isinstance(request, Exception):
                 fail(f"line {number + 1}", request)
-            elif (out / request.name / "story.json").is_file():
-                counts["skipped"] += 1
+            elif request.name in seen:
+                fail(request.name, UserError(f"the id {request.name!r} stands more than once: ids must differ"))
+            elif (known := beginning_in(out / folder_name(request.name))) is not None:
+                seen.add(request.name)
+                if known == beginning_of(request):
+                    counts["skipped"] += 1
+                else:
+                    fail(request.name, UserError(f"{out} holds its story from another beginning: give another --out"))
             else:
+                seen.add(request.name)
                 fault = fault_of(teller, request)
                 if fault is None:
                     yield request
@@ -162,7 +182,7 @@ def sample_many(
     pending = wanted()
     while together := list(islice(pending, batch)):
         for told in tell(teller, together, mode=mode, batch=batch):
-            folder = out / told.request.name
+            folder = out / folder_name(told.request.name)
             try:
                 after(folder, write_story(teller, told, folder, draw))
                 counts["written"] += 1
@@ -175,8 +195,6 @@ def fault_of(teller: StoryTeller, request: Request) -> UserError | None:
     """Why a request cannot be told, found before any other story depends on it."""
     tokenizer, limit = teller.tokenizer, teller.config.max_text_tokens
     try:
-        if not request.name or "/" in request.name or request.name.startswith("."):
-            raise UserError(f"story name {request.name!r} makes no folder: use letters and digits")
         for number, text in enumerate((request.text, *request.captions)):
             tokenizer.refuse_markup(text)
             count = len(tokenizer.next_turn(text) if number else tokenizer.first_turn(text))
@@ -192,13 +210,20 @@ def fault_of(teller: StoryTeller, request: Request) -> UserError | None:
 def write_story(teller: StoryTeller, told: Told, folder: Path, draw: Draw | None) -> dict:
     """Draws the frames and writes the story's folder, whole or not at all; returns story.json.
 
-    A frame that was given keeps its picture; without one (or without `draw`) its `image` is null.
+    A frame that was given keeps its picture; without one (or without `draw`) its `image` is null. Only files
+    that were written there before are replaced or removed; UserError for others in the way.
     """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=".story.", suffix=".partial", dir=folder.parent))
+    try:
+        return _written(teller, told, beside, folder, draw)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _written(teller: StoryTeller, told: Told, beside: Path, folder: Path, draw: Draw | None) -> dict:
     from PIL import Image
 
-    beside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
     compilations, start = Compilations(), time.perf_counter()
     drawn = [one.index for one in told.sequences if one.source != "prompt"] if draw else []
     pixels = {}
@@ -218,6 +243,8 @@ def write_story(teller: StoryTeller, told: Told, folder: Path, draw: Draw | None
         kept = kept_runs(teller.policy, one.slots)
         frames.append({"index": one.index, "text": one.text, "image": image, "source": source, "kept": kept})
     story = {
+        "id": told.request.name,
+        "beginning": beginning_of(told.request),
         "policy": teller.policy_name,
         "length": teller.config.length,
         "seed": teller.config.seed,
@@ -232,9 +259,31 @@ def write_story(teller: StoryTeller, told: Told, folder: Path, draw: Draw | None
         "llm_calls": [one.calls for one in told.sequences],
         "compilations": teller.compilations.count,
     }
-    (beside / "story.json").write_text(json.dumps(story, indent=1, ensure_ascii=False) + "\n")
-    _put_in_place(beside, folder)
+    (beside / "story.json").write_text(json.dumps(story, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    beside.chmod(0o755)  # mkdtemp's own is private
+    outputs.put_in_place(beside, folder, by="sample", last="story.json")
     return story
+
+
+def settings_of(teller: StoryTeller, mode: str) -> dict[str, Any]:
+    """What shapes stories besides beginnings and weights: the policy, the telling's settings, the mode."""
+    return {"policy": repr(teller.policy), "telling": asdict(teller.config), "mode": mode}
+
+
+def beginning_of(request: Request) -> str:
+    """A digest of what a story is told from: its texts, its number (which keys the noise) and the first image."""
+    told_from = [request.number, request.text, request.captions, request.image_digest]
+    return hashlib.sha256(json.dumps(told_from).encode()).hexdigest()[:16]
+
+
+def beginning_in(folder: Path) -> str | None:
+    """The digest of the beginning of the story in a folder; "" if it does not say, None if there is no story."""
+    try:
+        return str(json.loads((folder / "story.json").read_text(encoding="utf-8")).get("beginning", ""))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, AttributeError):
+        return ""
 
 
 def kept_runs(policy: Policy, slots: SlotFacts) -> list[list]:
@@ -257,16 +306,3 @@ def kept_runs(policy: Policy, slots: SlotFacts) -> list[list]:
 def story_seed(seed: int, number: int) -> int:
     """The seed of one story's sampling: of the run's seed and the story's number, and of nothing else."""
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-
-
-def _put_in_place(beside: Path, folder: Path) -> None:
-    """Moves the new folder's files over those of an older one, story.json last; other files there are kept."""
-    if not folder.exists():
-        os.replace(beside, folder)
-        return
-    (folder / "story.json").unlink(missing_ok=True)
-    for old in folder.glob("frame_*.png"):
-        old.unlink()
-    for file in sorted(beside.iterdir(), key=lambda path: path.name == "story.json"):
-        os.replace(file, folder / file.name)
-    beside.rmdir()

@@ -79,7 +79,7 @@ def test_missing_paths_and_broken_lines_and_pictures(tmp_path):
     pictures(tmp_path / "s", "1.png")
     (tmp_path / "s" / "captions.txt").write_text("a")
     (tmp_path / "s" / "1.png").write_bytes(b"not a picture")
-    with pytest.raises(UserError, match="no readable picture"):
+    with pytest.raises(UserError, match="is not a picture"):
         read_story(tmp_path / "s").pictures()
 
 

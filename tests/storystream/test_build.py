@@ -301,7 +301,7 @@ def test_prompts_can_be_edited(api, frames, tmp_path):
         (["comic.vtt", "--dry_run"], "no folder and no video"),
         (["empty", "--dry_run"], "holds no picture"),
         (["broken.mp4", "--dry_run"], "cannot be read as a video"),
-        (["comic", "--background=@none.txt", "--dry_run"], "is no file"),
+        (["comic", "--background=@none.txt", "--dry_run"], "does not exist"),
         (["comic", "--concurrency=0", "--dry_run"], "give 1 or more"),
     ],
 )

@@ -4,7 +4,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from seedstory_jax import cli
+from seedstory_jax import cli, outputs
+from seedstory_jax.data.names import read_regular
+from seedstory_jax.data.storystream import caption_lines
 from seedstory_jax.errors import UserError
 from seedstory_jax.storystream.build.endpoint import Endpoint
 from seedstory_jax.storystream.build.narrate import read_prompts
@@ -53,12 +55,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--image_tokens", type=int, default=800, help="tokens that a picture counts as")
     flags, _ = parser.parse_strictly(arguments)
 
+    outputs.claim_folder(flags.out, by="build")
     background = flags.background
     if background.startswith("@"):
-        path = Path(background[1:])
-        if not path.is_file():
-            raise UserError(f"--background={background}: {path} is no file")
-        background = path.read_text(encoding="utf-8").strip()
+        try:
+            background = read_regular(Path(background[1:])).decode("utf-8-sig").strip()
+        except (UserError, UnicodeDecodeError) as error:
+            raise UserError(f"--background={background}: {error}") from None
     prompts = read_prompts(flags.prompts, title=flags.title, background=background)
     config = BuildConfig(
         scene=flags.scene,
@@ -71,10 +74,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     build = Build(flags.sources, flags.out, config, prompts, flags.model)
     if flags.captions:
-        if not flags.captions.is_file():
-            raise UserError(f"--captions={flags.captions} is no file")
-        lines = [line.strip() for line in flags.captions.read_text(encoding="utf-8").splitlines() if line.strip()]
-        print(f"{build.write_captioned(lines):,} stories in {flags.out / 'stories.jsonl'}")
+        print(f"{build.write_captioned(caption_lines(flags.captions)):,} stories in {flags.out / 'stories.jsonl'}")
         return 0
     if flags.dry_run:
         estimate = build.estimate(build.stories(), image_tokens=flags.image_tokens)

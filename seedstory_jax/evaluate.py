@@ -19,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from seedstory_jax import cli, outputs
+from seedstory_jax.chat_client import KEY_VARIABLE, check_address
 from seedstory_jax.config import nearest
 from seedstory_jax.data.names import folder_name, read_regular
 from seedstory_jax.data.storystream import StoryFault, strict_json
@@ -95,7 +96,8 @@ def judge(arguments: Sequence[str]) -> int:
     parser = _parser("judge", judge)
     parser.add_argument("systems", nargs="+", help="NAME=FOLDER, one or more (one alone is only scored)")
     parser.add_argument("--model", required=True, help="the judge's name at the endpoint")
-    parser.add_argument("--base_url", default="", help="the endpoint; the key comes from OPENAI_API_KEY")
+    parser.add_argument("--base_url", default="", help=f"the endpoint; its key comes from {KEY_VARIABLE}")
+    parser.add_argument("--proxy", default="", help="address of a proxy; the environment's are not used")
     parser.add_argument("--aspects", default=",".join(ASPECTS))
     parser.add_argument("--segments", type=int, default=SEGMENTS, help="captions and pictures shown of a story")
     parser.add_argument("--text_only", action="store_true", help="send no pictures")
@@ -106,13 +108,18 @@ def judge(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, required=True)
     flags, _ = parser.parse_strictly(arguments)
     outputs.claim(*(flags.out / name for name in ("judge.json", "judge.md", "index.html")), by="report")
+    for what, address in (("--base_url", flags.base_url), ("--proxy", flags.proxy)):
+        if address:
+            check_address(address, what)
     systems = _shared(read_systems(flags.systems), flags.num_stories)
     if flags.segments < 1:
         raise UserError(f"--segments={flags.segments}: show at least 1")
     options = {"aspects": flags.aspects.split(","), "segments": flags.segments, "pictures": not flags.text_only}
     questions: list[Question] = score_questions(systems, **options)
     questions += comparison_questions(systems, **options) if len(systems) > 1 else []
-    config = JudgeConfig(flags.model, flags.base_url, concurrency=flags.concurrency, attempts=flags.attempts)
+    config = JudgeConfig(
+        flags.model, flags.base_url, concurrency=flags.concurrency, attempts=flags.attempts, proxy=flags.proxy
+    )
     asker = Judge(config, flags.out / "answers.jsonl")
     plan = asker.plan(questions)
     print(f"{plan.calls} calls of about {plan.tokens:,} tokens in all, {plan.cached} answers are there already")

@@ -14,9 +14,9 @@ from typing import Any
 from tqdm import tqdm
 
 from seedstory_jax import outputs
+from seedstory_jax.chat_client import ChatClient, NoAnswer
 from seedstory_jax.data.names import folder_name
 from seedstory_jax.errors import UserError
-from seedstory_jax.storystream.build.endpoint import AskFailed, Endpoint
 from seedstory_jax.storystream.build.keyframes import (
     VIDEOS,
     Frame,
@@ -171,7 +171,7 @@ def answer_all(
             for future in as_completed(running):
                 try:
                     results.add(running[future], future.result())
-                except AskFailed as error:
+                except NoAnswer as error:
                     failed[running[future]] = str(error)
                 bar.update()
     finally:
@@ -243,7 +243,7 @@ class Build:
     def _story_key(self, said: Sequence[tuple[str, str]]) -> str:
         return digest("narrate", self.model, narrate_question(self.prompts, said))
 
-    def run(self, endpoint: Endpoint, *, progress: bool = True) -> tuple[int, dict[str, str]]:
+    def run(self, endpoint: ChatClient, *, progress: bool = True) -> tuple[int, dict[str, str]]:
         """Ask what has not been answered and write the dataset; (stories written, why others are missing).
 
         Raises UserError if there is nothing to tell of.

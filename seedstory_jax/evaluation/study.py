@@ -88,14 +88,21 @@ def read_back(key_path: Path, answer_paths: Sequence[Path]) -> list[Result]:
     Raises UserError for files that are no answers, of another study, or twice the same person's.
     """
     key = _read(key_path, ("study", "questions", "pairs"))
-    try:
-        pairs = {int(pair["number"]): Pair(**pair) for pair in key["pairs"]}
-        if not all(isinstance(text, str) for pair in pairs.values() for text in (pair.story, pair.left, pair.right)):
-            raise TypeError("names must be texts")
-        if not isinstance(key["questions"], dict) or len(pairs) < len(key["pairs"]):
-            raise TypeError("questions must be an object, and pairs have numbers of their own")
-    except (TypeError, ValueError, KeyError, OverflowError) as error:
-        raise UserError(f"{key_path} is no key of a study: {error}") from None
+    fields = {"number": int, "story": str, "left": str, "right": str}
+    whole = isinstance(key["pairs"], list) and all(
+        isinstance(pair, dict) and {name: type(value) for name, value in pair.items()} == fields
+        for pair in key["pairs"]
+    )
+    if (
+        not whole
+        or not isinstance(key["questions"], dict)
+        or len({p["number"] for p in key["pairs"]}) < len(key["pairs"])
+    ):
+        raise UserError(
+            f"{key_path} is no key of a study: it needs questions by name, and pairs with {', '.join(fields)}, "
+            "each with a number of its own"
+        )
+    pairs = {pair["number"]: Pair(**pair) for pair in key["pairs"]}
     people: dict[str, dict] = {}
     for path in answer_paths:
         found = _read(path, ("study", "person", "answers"))

@@ -60,8 +60,8 @@ def test_special_tokens_in_captions_are_plain_words(tokenizer, caption, fixtures
         own = 1 if one.inst_ids[0] in special else 0
         assert later[:own] == one.inst_ids[:own]
         assert not special & set(first) and not special & set(later[own:])
-        odd = one.decode([one.unk]) if one is tokenizer else "Ж"  # the toy's alphabet lacks it
-        assert one.decode(first).strip() == caption.replace("Ж", odd)
+        if one is tokenizer:  # whose alphabet lacks no letter of these but one
+            assert one.decode(first) == caption.replace("Ж", "<unk>")
         for clean in ("a monkey waves", "< img >", "Ж"):  # nothing else is encoded otherwise than before
             assert one.first_turn(clean) == one.encode(clean)
             assert one.next_turn(clean) == one.encode("</img>[INST]" + clean)[1:]

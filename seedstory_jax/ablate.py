@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from seedstory_jax import cli
+from seedstory_jax import cli, outputs
 from seedstory_jax.checkpoints.readers import fingerprint
 from seedstory_jax.config import load_config, to_dict
 from seedstory_jax.evaluation.ablation import Run, Setup, generate_runs, plan_runs, read_run, timing_figures
@@ -53,6 +53,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--inception", type=Path, help="local Inception weights, for FID")
     parser.add_argument("--out", type=Path, required=True)
     flags, overrides = parser.parse_strictly(arguments)
+    outputs.claim(
+        *(flags.out / name for name in ("ablation.json", "ablation.md", "ablation.csv", "index.html")), by="report"
+    )
     lengths = whole_numbers(flags.length, "length")
     runs = plan_runs([name for name in flags.policies.split(",") if name], flags.sweep, lengths)
     clip = ClipScore(flags.clip) if flags.clip else None

@@ -143,7 +143,7 @@ class StoryStageConfig(StageConfig):
     response_apart: bool = True  # tokenise the learned turn apart, as published (data.token_rows.SequenceConfig)
     max_length: int = 1280  # tokens a row; longer ones are left out and counted
     max_turns: int = 10
-    turns: str = "prefix"  # how a row's turns are chosen: data.sequence.choose_turns; "window+opening" mixes evenly
+    turns: str = "prefix"  # how a row's turns are chosen: data.token_rows.choose_turns; "window+opening" mixes evenly
     feature_noise: float = 0.0  # standard deviation, relative to the features', on the images that are read
     position_offset: int = 0  # largest random shift of a row's positions
     dropout: bool = True  # LoRA's

@@ -18,8 +18,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from seedstory_jax import cli
+from seedstory_jax import cli, outputs
+from seedstory_jax.chat_client import KEY_VARIABLE, check_address
 from seedstory_jax.config import nearest
+from seedstory_jax.data.names import folder_name, read_regular
+from seedstory_jax.data.storystream import StoryFault, strict_json
 from seedstory_jax.errors import UserError
 from seedstory_jax.evaluation import judge_tables, study
 from seedstory_jax.evaluation.attention_statistics import attention_statistics
@@ -60,6 +63,10 @@ def compare(arguments: Sequence[str]) -> int:
     parser.add_argument("--inception", type=Path, help="local Inception weights, for FID")
     parser.add_argument("--out", type=Path, required=True)
     flags, _ = parser.parse_strictly(arguments)
+    outputs.claim(
+        *(flags.out / name for name in ("comparison.json", "comparison.md", "comparison.csv", "index.html")),
+        by="report",
+    )
     systems = _shared(read_systems(flags.systems))
     clip = ClipScore(flags.clip) if flags.clip else None
     system = load(flags.workdir) if flags.workdir else None
@@ -76,7 +83,7 @@ def compare(arguments: Sequence[str]) -> int:
         measured = measure(systems, tools, reference=reference, progress=lambda *_: bar.update(1))
     sheets = {}
     for name, stories in systems.items():
-        sheet = write_contact_sheet(flags.out / "sheets" / f"{_file_name(name)}.png", stories)
+        sheet = write_contact_sheet(flags.out / "sheets" / f"{folder_name(name)}.png", stories)
         sheets |= {name: sheet} if sheet else {}
     length = max(len(story) for stories in systems.values() for story in stories)
     section = section_of(f"{len(names)} stories that all have", measured, length, stories=systems, sheets=sheets)
@@ -89,7 +96,8 @@ def judge(arguments: Sequence[str]) -> int:
     parser = _parser("judge", judge)
     parser.add_argument("systems", nargs="+", help="NAME=FOLDER, one or more (one alone is only scored)")
     parser.add_argument("--model", required=True, help="the judge's name at the endpoint")
-    parser.add_argument("--base_url", default="", help="the endpoint; the key comes from OPENAI_API_KEY")
+    parser.add_argument("--base_url", default="", help=f"the endpoint; its key comes from {KEY_VARIABLE}")
+    parser.add_argument("--proxy", default="", help="address of a proxy; the environment's are not used")
     parser.add_argument("--aspects", default=",".join(ASPECTS))
     parser.add_argument("--segments", type=int, default=SEGMENTS, help="captions and pictures shown of a story")
     parser.add_argument("--text_only", action="store_true", help="send no pictures")
@@ -99,13 +107,19 @@ def judge(arguments: Sequence[str]) -> int:
     parser.add_argument("--dry_run", action="store_true", help="count calls and tokens, ask nothing")
     parser.add_argument("--out", type=Path, required=True)
     flags, _ = parser.parse_strictly(arguments)
+    outputs.claim(*(flags.out / name for name in ("judge.json", "judge.md", "index.html")), by="report")
+    for what, address in (("--base_url", flags.base_url), ("--proxy", flags.proxy)):
+        if address:
+            check_address(address, what)
     systems = _shared(read_systems(flags.systems), flags.num_stories)
     if flags.segments < 1:
         raise UserError(f"--segments={flags.segments}: show at least 1")
     options = {"aspects": flags.aspects.split(","), "segments": flags.segments, "pictures": not flags.text_only}
     questions: list[Question] = score_questions(systems, **options)
     questions += comparison_questions(systems, **options) if len(systems) > 1 else []
-    config = JudgeConfig(flags.model, flags.base_url, concurrency=flags.concurrency, attempts=flags.attempts)
+    config = JudgeConfig(
+        flags.model, flags.base_url, concurrency=flags.concurrency, attempts=flags.attempts, proxy=flags.proxy
+    )
     asker = Judge(config, flags.out / "answers.jsonl")
     plan = asker.plan(questions)
     print(f"{plan.calls} calls of about {plan.tokens:,} tokens in all, {plan.cached} answers are there already")
@@ -147,12 +161,15 @@ def human_study(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, required=True)
     flags, _ = parser.parse_strictly(arguments)
     if flags.key:
+        outputs.claim(flags.out / "study.json", flags.out / "study.md", by="report")
         results = study.read_back(flags.key, [Path(path) for path in flags.inputs])
-        asked = json.loads(flags.key.read_text())["questions"]
+        asked = study.read_questions(flags.key)
         write_text(flags.out / "study.json", json.dumps([asdict(result) for result in results], indent=1) + "\n")
         write_text(flags.out / "study.md", study.results_markdown(results, asked))
         print(study.results_markdown(results, asked))
         return 0
+    outputs.claim(flags.out / "study.html", by="report")
+    outputs.claim(flags.out / "key.json", by="study")
     systems = read_systems(flags.inputs)
     questions = _questions(flags.questions) if flags.questions else study.QUESTIONS
     pairs = study.make_pairs(systems, seed=flags.seed, limit=flags.pairs)
@@ -175,6 +192,7 @@ def attention(arguments: Sequence[str]) -> int:
     parser.add_argument("--window", type=int, help="frames that count as recent; default: the config's")
     parser.add_argument("--out", type=Path, required=True)
     flags, _ = parser.parse_strictly(arguments)
+    outputs.claim(flags.out / "attention.json", flags.out / "index.html", by="report")
     system = load(flags.workdir)
     stories = true_stories(open_dataset(system, flags.stories, flags.image_root), flags.num_stories, flags.length)
     window = flags.window or system.config.sample.window
@@ -216,16 +234,12 @@ def _shared(systems: dict[str, list[StoryFolder]], limit: int = 0) -> dict[str, 
 
 def _questions(path: Path) -> dict[str, str]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = strict_json(read_regular(path).decode("utf-8-sig"))
+    except (StoryFault, UnicodeDecodeError) as error:
         raise UserError(f"--questions={path} cannot be read as JSON: {error}") from None
     if not isinstance(found, dict) or not found or not all(isinstance(words, str) for words in found.values()):
         raise UserError(f"--questions={path} must be a JSON object of names and questions")
     return found
-
-
-def _file_name(system: str) -> str:
-    return "".join(letter if letter.isalnum() else "-" for letter in system)
 
 
 def _parser(name: str, command: Callable) -> cli.Parser:

@@ -4,14 +4,17 @@ import argparse
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seedstory_jax.config import Config, check, load_config, nearest, override
-from seedstory_jax.data.images import open_image
-from seedstory_jax.data.storystream import StoryDataset
+from seedstory_jax import outputs
+from seedstory_jax.checkpoints.readers import fingerprint
+from seedstory_jax.config import Config, check, load_config, nearest, override, to_dict
+from seedstory_jax.data.images import digest, open_image
+from seedstory_jax.data.storystream import StoryDataset, caption_lines
 from seedstory_jax.errors import UserError
 from seedstory_jax.generation.engine import StoryEngine
 from seedstory_jax.generation.policies import POLICIES
@@ -28,6 +31,7 @@ def run_sampling(flags: argparse.Namespace, overrides: Mapping[str, str]) -> int
     Raises UserError, before a model is loaded, for flags that do not go together or files that cannot be read.
     """
     check_flags(flags)
+    check_out(flags)
     image = None if flags.stories else open_image(flags.image)
     captions = read_captions(flags.captions) if flags.captions else ()
     pipeline = load(flags.workdir, load_config(flags.config, overrides) if flags.config else None)
@@ -41,6 +45,7 @@ def run_sampling(flags: argparse.Namespace, overrides: Mapping[str, str]) -> int
             engine,
             requests_of(pipeline, dataset, flags),
             flags.out,
+            identity=identity_of(pipeline, flags),
             batch=min(flags.batch, len(dataset)),
             render=render,
             mode=flags.mode,
@@ -91,16 +96,33 @@ def check_flags(flags: argparse.Namespace) -> None:
         raise UserError("--stories brings its own prompts; leave --image, --text and --captions out")
 
 
+def check_out(flags: argparse.Namespace) -> None:
+    """Raises UserError if files that the story would be written over are not those of an earlier one."""
+    if flags.out.exists() and not flags.out.is_dir():
+        raise UserError(f"--out={flags.out} is no folder: name another place to write")
+    if flags.stories is None:
+        frames = [flags.out / f"frame_{number:04d}.png" for number in range(0 if flags.text_only else flags.length)]
+        outputs.claim(flags.out / "story.json", *frames, by="sample")
+        outputs.claim(flags.out / "index.html", by="report")
+
+
+def identity_of(pipeline: StoryPipeline, flags: argparse.Namespace) -> dict[str, Any]:
+    """What shapes many stories besides how they are generated: the weights, and how images are rendered."""
+    rendering = {"text_only": flags.text_only, "seed": flags.seed, "steps": flags.steps, "guidance": flags.guidance}
+    return {
+        "checkpoint": fingerprint(pipeline.workdir, pipeline.config.sample.checkpoint),
+        "model": to_dict(pipeline.config.model),
+        "sample": to_dict(pipeline.config.sample),
+        "rendering": rendering,
+    }
+
+
 def read_captions(path: Path) -> tuple[str, ...]:
     """The lines of a text file that are not blank."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--captions={path} cannot be read as text ({error})") from error
-    captions = tuple(line.strip() for line in lines if line.strip())
-    if not captions:
-        raise UserError(f"--captions={path} holds no caption: write one a line")
-    return captions
+        return caption_lines(path)
+    except UserError as error:
+        raise UserError(f"--captions={error}") from None
 
 
 def make_engine(pipeline: StoryPipeline, flags: argparse.Namespace) -> StoryEngine:
@@ -157,7 +179,7 @@ def requests_of(
     """One request a story: its first image and caption; with mode visualize its other captions too."""
     for number, story in enumerate(dataset.stories):
         try:
-            image = open_image(dataset.image_path(story, 0))
+            image = dataset.picture(story, 0)
             yield Request(
                 name=str(story.id),
                 number=number,
@@ -165,6 +187,7 @@ def requests_of(
                 image_features=pipeline.encode([image])[0],
                 image=None if flags.text_only else shown_image(pipeline, image),
                 captions=story.captions[1:] if flags.mode == "visualize" else (),
+                image_digest=digest(image),
             )
         except UserError as fault:
             yield fault

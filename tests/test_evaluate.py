@@ -1,4 +1,3 @@
-import importlib.util
 import json
 from pathlib import Path
 
@@ -42,9 +41,8 @@ def test_dry_run_of_the_judge_counts_and_asks_nothing(tmp_path, capsys, monkeypa
     assert main([*arguments, "--dry_run"]) == 0
     assert "36 calls of about" in capsys.readouterr().out  # 2 x 3 x 3 scores, 3 x 3 comparisons in both orders
     assert not (tmp_path / "out").exists()
-    if importlib.util.find_spec("openai"):
-        with pytest.raises(UserError, match="OPENAI_API_KEY"):
-            main(arguments)
+    with pytest.raises(UserError, match="OPENAI_API_KEY"):
+        main([*arguments[:-1], "--base_url=https://judge.invalid/v1"])
 
 
 def test_a_study_and_its_answers(tmp_path, capsys):

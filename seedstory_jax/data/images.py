@@ -1,14 +1,17 @@
-"""Pictures from files to arrays: opened with care, squashed for the ViT or cropped for SD-XL.
+"""Pictures from files to arrays: opened as a viewer shows them, squashed for the ViT or cropped for SD-XL.
+
+One function, `examine`, decodes a picture for training, sampling, evaluation and `validate` alike: turned as its EXIF
+says, 16-bit greys scaled to 8, transparent parts over white, the first frame of an animation. What has no one look
+(floating-point or LAB pixels, damaged data) is refused.
 
 Two transforms, as published: `"clip"` squashes to a square (bilinear with antialiasing, CLIP's mean and deviation);
 `"sd"` keeps the ratio (short side to size, bicubic, centre crop) and scales to [-1, 1]. In the `adapt` stage the ViT,
 too, sees a keep-ratio crop: `ImageTransform("clip", keep_ratio=True)`.
 """
 
+import hashlib
 import io
 import warnings
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from seedstory_jax.data.names import FileFault, read_regular
 from seedstory_jax.errors import UserError
 
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
@@ -33,6 +37,18 @@ FORMATS = (
     "TIFF",
     "PPM",
 )  # Pillow's others may start programs (EPS) or are obscure
+
+USUAL_MODES = ("RGB", "L")
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # by EXIF's orientation
 
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -112,45 +128,106 @@ def crop_offset(length: int, size: int) -> int:
 
 
 def open_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Open and decode a picture file, RGB. An alpha channel is dropped, not blended.
+    """The picture in a file as a viewer shows it, RGB.
 
-    Raises UserError, one line, if it is missing, empty, not an image, damaged or larger than `max_pixels`.
+    Raises FileFault, one line, if it is missing, no regular file, empty, not an image, damaged or larger than
+    `max_pixels`.
     """
     path = Path(path)
-    try:
-        if not path.is_file():  # a pipe or a device would block
-            raise FileNotFoundError if not path.exists() else UserError(f"{path} is no file: give a picture file")
-        return decode_image(path.read_bytes(), path, max_pixels=max_pixels)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: give the path of a picture") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read as a picture ({error})") from error
+    return decode_image(read_regular(path), path, max_pixels=max_pixels)
 
 
 def decode_image(data: bytes, name: object, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The RGB picture of an encoded file's bytes; errors as in `open_image`, which say `name`."""
+    return examine(data, name, max_pixels=max_pixels)[0]
+
+
+def examine(data: bytes, name: object, *, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, tuple[str, ...]]:
+    """The RGB picture of an encoded file's bytes, and what is unusual about the file. Errors as in `open_image`."""
+    image = open_header(data, name, max_pixels=max_pixels)
     try:
-        return _decode(data, name, max_pixels)
+        with image:
+            odd = [] if image.mode in USUAL_MODES else [f"unusual mode {image.mode}"]
+            if image.mode in USUAL_MODES and "transparency" in image.info:
+                odd.append("unusual mode: transparency")
+            if getattr(image, "is_animated", False):
+                odd.append("animated")
+            image.load()
+            turn = TURNS.get(_orientation(image))
+            shown = _as_shown(image, name)
+            if turn is None:
+                return shown, tuple(odd)
+            return shown.transpose(turn), (*odd, "turned by its EXIF")
     except UserError:
         raise
-    except UnidentifiedImageError:
-        raise UserError(f"{name} is not a picture that can be read: give a PNG or JPEG") from None
-    except Image.DecompressionBombError:
-        raise UserError(f"{name} has far more than {max_pixels:,} pixels: make it smaller") from None
     except Exception as error:  # Pillow's decoders raise whatever damaged data makes them stumble over
-        raise UserError(f"{name} cannot be read as a picture ({error})") from error
+        raise FileFault(name, f"is truncated or damaged ({_short(error)})") from error
 
 
-def _decode(data: bytes, name: object, max_pixels: int) -> Image.Image:
+def open_header(data: bytes, name: object, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """A picture of which only the header was read; errors as in `open_image`."""
     if not data:
-        raise UserError(f"{name} is empty: give a picture file")
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        if image.width * image.height > max_pixels:
-            raise UserError(
-                f"{name} has {image.width} x {image.height} pixels, more than {max_pixels:,}: make it smaller"
-            )
-        image.load()
-        return image if image.mode == "RGB" else image.convert("RGB")
+        raise FileFault(name, "is empty")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise FileFault(name, f"is not a picture that can be read ({', '.join(FORMATS)})") from None
+    except Image.DecompressionBombError:
+        raise FileFault(name, f"has far more than {max_pixels:,} pixels: make it smaller") from None
+    except Exception as error:
+        raise FileFault(name, f"is truncated or damaged ({_short(error)})") from error
+    if image.width * image.height > max_pixels:
+        raise FileFault(name, f"has {image.width} x {image.height} pixels, more than {max_pixels:,}: make it smaller")
+    return image
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """How the file asks to be turned; None where it says nothing that can be understood, as viewers take it."""
+    try:
+        return image.getexif().get(0x0112)  # TIFF is turned by Pillow itself, which then drops the tag
+    except Exception:
+        return None
+
+
+def _as_shown(image: Image.Image, name: object) -> Image.Image:
+    """A loaded picture as RGB, transparent parts over white."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image.copy()  # without the file's metadata and its open handle
+    if image.mode.startswith("I"):
+        return _scaled_grey(image, name)
+    if image.mode in ("F", "LAB", "HSV"):
+        words = "floating-point" if image.mode == "F" else image.mode
+        raise FileFault(name, f"holds {words} pixels, which have no one look: save it with 8 bits a channel in RGB")
+    if image.has_transparency_data:
+        shown = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", shown.size, (255, 255, 255, 255)), shown).convert("RGB")
+    return image.convert("RGB")
+
+
+def _scaled_grey(image: Image.Image, name: object) -> Image.Image:
+    """Greys of more than 8 bits, scaled so that the brightest they can say is white."""
+    values = np.asarray(image).astype(np.int64)
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(258, (16,))[0] if tags else 16
+    white = 2**bits - 1
+    if bits > 16 or values.min(initial=0) < 0 or values.max(initial=0) > white:
+        raise FileFault(name, "holds 32-bit pixels, whose white is not known: save it with 8 or 16 bits")
+    if tags.get(262) == 0:  # TIFF's WhiteIsZero
+        values = white - values
+    grey = ((values * 255 + white // 2) // white).astype(np.uint8)
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        grey[values == clear] = 255
+    return Image.fromarray(grey).convert("RGB")
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__
+
+
+def digest(image: Image.Image) -> str:
+    """A picture's identity: of its size and its RGB pixels."""
+    return hashlib.sha256(repr(image.size).encode() + image.convert("RGB").tobytes()).hexdigest()
 
 
 def shape_fault(width: int, height: int, *, min_side: int = MIN_SIDE, min_aspect: float = MIN_ASPECT) -> str | None:
@@ -161,18 +238,3 @@ def shape_fault(width: int, height: int, *, min_side: int = MIN_SIDE, min_aspect
     if not min_aspect <= ratio <= max_aspect:
         return f"{width} x {height}: the ratio {ratio:.2f} is outside [{min_aspect}, {max_aspect}]"
     return None
-
-
-def read_images(paths: Sequence[Path | str], transform: ImageTransform, *, threads: int = 2) -> np.ndarray:
-    """Read many pictures into uint8[n size size 3]; `transform.normalise` makes them floats.
-
-    Decoding runs in threads (Pillow lets go of the lock). Raises UserError for the first that cannot be read.
-    """
-    pictures = np.empty((len(paths), transform.size, transform.size, 3), np.uint8)
-
-    def read(number: int) -> None:
-        pictures[number] = transform.pixels(open_image(paths[number]))
-
-    with ThreadPoolExecutor(max(threads, 1)) as pool:
-        list(pool.map(read, range(len(paths))))
-    return pictures

@@ -226,7 +226,7 @@ class ExampleSource:
 
 
 def cached_features(dataset: StoryDataset, features: np.ndarray) -> ImageReader:
-    """An image reader over features [n q d] kept in the order of `dataset.image_paths()` (an array or a memory map)."""
+    """An image reader over features [n q d] in the order of `dataset.offsets` (an array or a memory map)."""
     return _CachedFeatures(features, dataset.offsets)
 
 

@@ -5,7 +5,6 @@ gs://, s3://, az:// through epath) or as `shard.array_record#17`, record 17 of a
 `pack_images` writes: then a dataset of a quarter million pictures is a few dozen files.
 """
 
-import io
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +14,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from PIL import Image
 
-from seedstory_jax.data.images import ImageTransform, decode_image
-from seedstory_jax.data.storystream import Story, StoryDataset
+from seedstory_jax.data.images import ImageTransform, decode_image, open_header
+from seedstory_jax.data.names import path_below, read_regular
+from seedstory_jax.data.storystream import Story, StoryDataset, check_bad
 from seedstory_jax.errors import UserError
 
 
@@ -42,12 +42,15 @@ class _Shards:
         if shard not in self._readers:
             from array_record.python.array_record_module import ArrayRecordReader
 
-            path = self.root / shard
-            if not path.exists():
-                raise UserError(f"{path} does not exist: the stories name a shard that is not there")
-            self._readers[shard] = ArrayRecordReader(str(path))
+            path = path_below(self.root, shard)
+            if not path.is_file():
+                raise UserError(f"{path} does not exist as a file: the stories name a shard that is not there")
+            try:
+                self._readers[shard] = ArrayRecordReader(str(path))
+            except Exception as error:  # the library raises what its C++ says
+                raise UserError(f"{path} is no ArrayRecord file: {' '.join(str(error).split())[:120]}") from None
         reader = self._readers[shard]
-        if not number.isdigit() or int(number) >= reader.num_records():
+        if not (number.isascii() and number.isdigit() and len(number) < 19 and int(number) < reader.num_records()):
             raise UserError(f"{shard} has {reader.num_records()} records, the story names {number!r}")
         return reader.read([int(number)])[0]
 
@@ -69,14 +72,9 @@ class JsonlSource:
     def picture(self, story: int, turn: int) -> Image.Image:
         """The RGB picture of a turn."""
         name = self.stories[story].images[turn]
-        path = self.dataset.image_root / name
         if ".array_record#" in name:
-            return decode_image(self._shards.read(name), path)
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            raise UserError(f"{path} does not exist: give the path of a picture") from None
-        return decode_image(data, path)
+            return decode_image(self._shards.read(name), self.dataset.image_root / name)
+        return self.dataset.picture(self.stories[story], turn)
 
 
 class TfdsSource:
@@ -192,28 +190,43 @@ class PictureReader:
         return self.transform.normalise(pixels) if self.normalise else pixels
 
 
-def pack_images(dataset: StoryDataset, folder: Path | str, *, images_per_shard: int = 8192) -> Iterator[dict[str, Any]]:
+def pack_images(
+    dataset: StoryDataset, folder: Path | str, *, images_per_shard: int = 8192, max_bad: int = 100
+) -> Iterator[dict[str, Any] | None]:
     """Copy a dataset's picture files into ArrayRecord shards of a folder; its stories' records with the new names.
 
-    Bytes are kept as they are; a picture that several stories share is stored once.
+    Bytes are kept as they are; a picture that several stories share is stored once. A story with a picture that cannot
+    be read, as training would pass over, gives None; with a warning, and UserError if there are more than `max_bad`.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    folder, written, writer = Path(folder), {}, None
+    folder, written, writer, bad = Path(folder), {}, None, []
     for story in dataset.stories:
+        try:
+            read = {}
+            for turn, name in enumerate(story.images):
+                if name not in written and name not in read:
+                    path = dataset.image_path(story, turn)
+                    read[name] = read_regular(path)
+                    open_header(read[name], path).close()  # at least the header must be that of a picture
+        except UserError as error:
+            bad.append(f"story {story.id}: {error}")
+            if len(bad) > max_bad:
+                check_bad(bad, max_bad)
+            yield None
+            continue
         names = []
-        for turn, name in enumerate(story.images):
+        for name in story.images:
             if name not in written:
                 shard, number = divmod(len(written), images_per_shard)
                 if number == 0:
                     if writer:
                         writer.close()
                     writer = ArrayRecordWriter(str(folder / f"images-{shard:05d}.array_record"), "group_size:1")
-                data = dataset.image_path(story, turn).read_bytes()
-                with Image.open(io.BytesIO(data)):  # at least the header must be that of a picture
-                    writer.write(data)
+                writer.write(read[name])
                 written[name] = f"images-{shard:05d}.array_record#{number}"
             names.append(written[name])
         yield {"id": story.id, "images": names, "captions": list(story.captions)}
     if writer:
         writer.close()
+    check_bad(bad, max_bad)

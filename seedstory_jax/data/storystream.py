@@ -3,17 +3,26 @@
 {"id": 102, "images": ["dir/a.jpg", ...], "captions": ["...", ...]}
 """
 
+import gzip
 import json
+import math
 import warnings
+import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from seedstory_jax.data.images import ImageTransform, read_images
+from seedstory_jax.data.images import ImageTransform, decode_image
+from seedstory_jax.data.names import path_below, path_fault, read_regular
 from seedstory_jax.errors import UserError
+
+MAX_LINE = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -38,10 +47,7 @@ def parse_story(line: str | bytes, *, min_images: int = 1) -> Story:
         text = line.decode("utf-8") if isinstance(line, bytes) else line
     except UnicodeDecodeError as error:
         raise StoryFault(f"invalid UTF-8 at byte {error.start}") from None
-    try:
-        record = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise StoryFault(f"invalid JSON: {error}") from None
+    record = strict_json(text)
     if not isinstance(record, dict):
         raise StoryFault(f"a line must be a JSON object, this is {type(record).__name__}")
     missing = [key for key in ("id", "images", "captions") if key not in record]
@@ -61,7 +67,7 @@ def parse_story(line: str | bytes, *, min_images: int = 1) -> Story:
             raise StoryFault(f"image {number} is no path")
         if not isinstance(caption, str) or not caption.strip():
             raise StoryFault(f"caption {number} is empty or no text")
-        if any("\ud800" <= letter <= "\udfff" for letter in caption + image):
+        if _half_pair(caption + image):
             raise StoryFault(f"caption or path {number} holds half a surrogate pair")
         fault = path_fault(image)
         if fault:
@@ -69,33 +75,108 @@ def parse_story(line: str | bytes, *, min_images: int = 1) -> Story:
     return Story(record["id"], tuple(images), tuple(captions))
 
 
-def path_fault(path: str) -> str | None:
-    """Why an image path may not be followed (it must stay below the image root), or None."""
-    if "\0" in path:
-        return "the path holds a zero byte"
-    if path.startswith(("/", "\\")) or (len(path) > 1 and path[1] == ":"):
-        return f"absolute path {path!r}"
-    if ".." in PurePosixPath(path.replace("\\", "/")).parts:
-        return f"path with '..' {path!r}"
-    return None
+def strict_json(text: str) -> Any:
+    """The value of a JSON text. Raises StoryFault also for what other readers take otherwise or not at all.
+
+    That is: NaN, infinities, numbers that no float holds, keys that stand twice in an object, half surrogate pairs.
+    """
+    try:
+        value = json.loads(
+            text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_object_of_different_keys
+        )
+        if "\\ud" in text.lower() and _half_pair(json.dumps(value, ensure_ascii=False)):
+            raise StoryFault("a text holds half a surrogate pair")
+        return value
+    except StoryFault:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise StoryFault(f"invalid JSON: {error}") from None
 
 
-def iter_lines(path: Any) -> Iterator[tuple[int, bytes]]:
-    """(line number from 1, raw line) of every line of a JSONL file that is not blank."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield number, line
+def _no_number(text: str) -> Any:
+    raise StoryFault(f"invalid JSON: {text} is no number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _no_number(text)
+
+
+def _object_of_different_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise StoryFault(f"invalid JSON: the key {twice[:60]!r} stands more than once")
+    return found
+
+
+def _half_pair(text: str) -> bool:
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def iter_lines(path: Any) -> Iterator[tuple[int, bytes | None]]:
+    """(number from 1, line) of every line of a JSONL file that is not blank; None for one longer than 16 MiB.
+
+    A file that begins as gzip's do is unpacked, whatever its name; a byte order mark is left out.
+    Raises UserError if the packed data is damaged.
+    """
+    with path.open("rb") as raw:
+        packed = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        file = gzip.GzipFile(fileobj=raw) if packed else raw
+        try:
+            yield from _bounded_lines(file)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise UserError(f"{path} is damaged, its gzip data cannot be unpacked: {error}") from None
+
+
+def _bounded_lines(file: Any) -> Iterator[tuple[int, bytes | None]]:
+    number = 0
+    while line := file.readline(MAX_LINE + 1):
+        number += 1
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if len(line) > MAX_LINE:
+            while line and not line.endswith(b"\n"):
+                line = file.readline(MAX_LINE)
+            yield number, None
+        elif line.strip():
+            yield number, line
+
+
+def caption_lines(path: Path) -> tuple[str, ...]:
+    """The lines of a text file that are not blank; LF and CRLF end a line, no other character does.
+
+    Raises UserError if it cannot be read as UTF-8 text or holds no line.
+    """
+    try:
+        text = read_regular(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} cannot be read as text: no UTF-8 at byte {error.start}") from None
+    lines = tuple(line.strip() for line in text.split("\n") if line.strip())
+    if not lines:
+        raise UserError(f"{path} holds no caption: write one a line")
+    return lines
 
 
 def jsonl_files(source: Any) -> list[Any]:
-    """The file itself, or every *.jsonl of a folder. Raises UserError if there is none."""
+    """The file itself, or every *.jsonl and *.jsonl.gz of a folder. Raises UserError if there is none."""
     if source.is_file():
         return [source]
-    files = sorted(source.glob("*.jsonl")) if source.is_dir() else []
+    files = sorted([*source.glob("*.jsonl"), *source.glob("*.jsonl.gz")]) if source.is_dir() else []
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"{file} is no regular file: take it out of {source}, or name the file of stories itself")
     if not files:
         raise UserError(f"{source} is no JSONL file and no folder that holds one: give the path of stories")
     return files
+
+
+def whole_line(line: bytes | None) -> bytes:
+    """A line of `iter_lines`. Raises StoryFault for one that was too long to be read."""
+    if line is None:
+        raise StoryFault("longer than 16 MiB")
+    return line
 
 
 def as_path(path: Any) -> Any:
@@ -123,7 +204,7 @@ class StoryDataset(Sequence[Story]):
         for file in files:
             for number, line in iter_lines(file):
                 try:
-                    self.stories.append(parse_story(line))
+                    self.stories.append(parse_story(whole_line(line)))
                 except StoryFault as fault:
                     self.bad.append(f"{file}, line {number}: {fault}")
         check_bad(self.bad, max_bad)
@@ -137,25 +218,37 @@ class StoryDataset(Sequence[Story]):
         return self.stories[number]
 
     def image_path(self, story: Story, turn: int) -> Any:
-        """Where a story's picture lies."""
-        return self.image_root / story.images[turn]
+        """Where a story's picture lies. Raises UserError for a name that leads out of the image root."""
+        return path_below(self.image_root, story.images[turn])
 
-    def image_paths(self) -> list[Any]:
-        """Every picture of every story, story by story: picture i of story s is at `offsets[s] + i`."""
-        return [self.image_root / image for story in self.stories for image in story.images]
+    def picture(self, story: Story, turn: int) -> Image.Image:
+        """A story's picture, RGB. Raises UserError if it cannot be read."""
+        path = self.image_path(story, turn)
+        return decode_image(read_regular(path), path)
 
     @property
     def offsets(self) -> np.ndarray:
-        """Where each story begins in `image_paths()`, int64[stories + 1]."""
+        """Where each story's pictures begin among all, int64[stories + 1]: picture i of story s is `offsets[s] + i`."""
         return np.cumsum([0, *map(len, self.stories)])
 
     def captions(self) -> list[str]:
-        """Every caption, in the order of `image_paths()`."""
+        """Every caption, story by story."""
         return [caption for story in self.stories for caption in story.captions]
 
     def read_pictures(self, transform: ImageTransform, *, threads: int = 2) -> np.ndarray:
-        """All pictures in memory, uint8[n size size 3]: for small datasets such as the toy's."""
-        return read_images(self.image_paths(), transform, threads=threads)
+        """All pictures in memory, uint8[n size size 3]: for small datasets such as the toy's.
+
+        Raises UserError for the first that cannot be read.
+        """
+        wanted = [(story, turn) for story in self.stories for turn in range(len(story))]
+        pictures = np.empty((len(wanted), transform.size, transform.size, 3), np.uint8)
+
+        def read(number: int) -> None:
+            pictures[number] = transform.pixels(self.picture(*wanted[number]))
+
+        with ThreadPoolExecutor(max(threads, 1)) as pool:  # decoding lets go of the interpreter's lock
+            list(pool.map(read, range(len(wanted))))
+        return pictures
 
 
 def check_bad(bad: Sequence[str], max_bad: int) -> None:

@@ -7,8 +7,10 @@ as many as there are. Their numbers are asked of the tokenizer: nothing relies o
 import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from seedstory_jax.errors import UserError
@@ -16,6 +18,7 @@ from seedstory_jax.errors import UserError
 BOI, EOI, INST = "<img>", "</img>", "[INST]"
 PUBLISHED_IMAGE_TOKENS = 64
 PAD = "<pad>"
+MARKERS = (BOI, EOI, "<img_", "<s>", "</s>", PAD, INST)  # what structures a story
 
 
 def image_token(number: int) -> str:
@@ -85,24 +88,69 @@ class StoryTokenizer:
         return BOI + "".join(map(image_token, numbers)) + EOI
 
     def first_turn(self, caption: str) -> list[int]:
-        """Ids of a story's first caption, without bos (its trailing blanks are the image's to swallow)."""
-        return self.encode(caption + BOI)[:-1]
+        """Ids of a story's first caption, without bos (its trailing blanks are the image's to swallow).
+
+        Special tokens in it are plain words, as they are in the two turns below.
+        """
+        ids = self.encode(caption + BOI)[:-1]
+        return self._plain.encode(caption) if self._holds_special(ids, caption) else ids
 
     def next_turn(self, caption: str) -> list[int]:
         """Ids of `[INST]caption` as it reads behind an image (a prefix blank depends on what stands before)."""
-        return self.encode(EOI + INST + caption + BOI)[1:-1]
+        return self._instructed(self.encode(EOI + INST + caption + BOI)[1:-1], caption, behind=True)
 
     def response_turn(self, caption: str) -> list[int]:
         """Ids of `[INST]caption` on its own, as the published rows write the turn that is learned."""
-        return self.encode(INST + caption + BOI)[:-1]
+        return self._instructed(self.encode(INST + caption + BOI)[:-1], caption, behind=False)
+
+    def _instructed(self, ids: list[int], caption: str, *, behind: bool) -> list[int]:
+        """`ids` of `[INST]caption`, or where words of the caption were taken for special tokens, ids of plain words."""
+        own = 1 if self.inst_ids[0] in self._special else 0  # `[INST]` where it is one token
+        if not self._holds_special(ids[own:], caption):
+            return ids
+        plain = self._plain.encode(caption if own else INST + caption, behind=behind or bool(own))
+        return self.inst_ids[:own] + plain
+
+    @cached_property
+    def _special(self) -> frozenset[int]:
+        return frozenset(self._tokenizer.get_added_tokens_decoder())
+
+    @cached_property
+    def _plain(self) -> "_PlainWords":
+        return _PlainWords(self._tokenizer)
+
+    def _holds_special(self, ids: Sequence[int], caption: str) -> bool:
+        """Whether encoding a caption took words of it for special tokens (`<unk>` also stands for odd letters)."""
+        found = self._special.intersection(ids)
+        return bool(found) and (found != {self.unk} or self._tokenizer.id_to_token(self.unk) in caption)
 
     def refuse_markup(self, text: str) -> None:
-        """Raise UserError if a person's text holds one of the tokens that structure a story."""
-        for marker in (BOI, EOI, "<img_", "<s>", "</s>", PAD, INST):
+        """Raise UserError if a person's text holds one of the tokens that structure a story, or is no Unicode."""
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise UserError(f"the text holds half a surrogate pair, it was no UTF-8: {text[:60]!r}")
+        for marker in MARKERS:
             if marker in text:
                 raise UserError(
                     f"the text holds {marker!r}, which marks a story's structure: take it out of {text[:60]!r}"
                 )
+
+
+class _PlainWords:
+    """A tokenizer that has no special tokens: of captions whose words look like them."""
+
+    def __init__(self, tokenizer):
+        from tokenizers import AddedToken, Tokenizer
+
+        without = json.loads(tokenizer.to_str())
+        without["added_tokens"], without["post_processor"] = [], None
+        self._tokenizer = Tokenizer.from_str(json.dumps(without))
+        self._before = f"<{secrets.token_hex(8)}>"  # stands for what a caption follows; no caption can hold it
+        self._tokenizer.add_special_tokens([AddedToken(self._before, normalized=False, special=True)])
+
+    def encode(self, text: str, *, behind: bool = False) -> list[int]:
+        """Token ids of a text; `behind`: as it reads behind a special token."""
+        ids = self._tokenizer.encode(self._before * behind + text, add_special_tokens=False).ids
+        return ids[behind:]
 
 
 def _load(folder: Path):

@@ -8,6 +8,7 @@ StoryStream is downloaded by hand (https://huggingface.co/datasets/TencentARC/St
 unpacked into one folder, JSONL files and pictures. Import this module only where tensorflow-datasets is installed.
 """
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +16,7 @@ from typing import Any, ClassVar
 import tensorflow_datasets as tfds
 from etils import epath
 
+from seedstory_jax.data.names import read_regular
 from seedstory_jax.data.sources import JsonlSource
 from seedstory_jax.errors import UserError
 
@@ -70,7 +72,8 @@ class StoryStream(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, path: Path, root: Any) -> Iterator[tuple[int, dict[str, Any]]]:
         source = JsonlSource(path, root, max_bad=self.max_bad)
         for number, story in enumerate(source.stories):
-            images = [str(source.dataset.image_path(story, turn)) for turn in range(len(story))]
+            paths = [source.dataset.image_path(story, turn) for turn in range(len(story))]
+            images = [io.BytesIO(read_regular(path)) for path in paths]
             yield number, {"id": str(story.id), "images": images, "captions": list(story.captions)}
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 
 from seedstory_jax.config import nearest
+from seedstory_jax.data.names import folder_name
 from seedstory_jax.errors import UserError
 from seedstory_jax.evaluation.bootstrap import Interval, bootstrap_mean
 from seedstory_jax.evaluation.stories import StoryFolder, read_story
@@ -20,7 +21,14 @@ from seedstory_jax.generation.engine import StoryEngine
 from seedstory_jax.generation.flops import buffer_bytes
 from seedstory_jax.generation.interface import GenerationConfig
 from seedstory_jax.generation.policies import POLICIES, Policy, make_policy
-from seedstory_jax.generation.story_files import Render, Request, generate, write_story
+from seedstory_jax.generation.story_files import (
+    Render,
+    Request,
+    generate,
+    prompt_digest,
+    stored_prompt_digest,
+    write_story,
+)
 from seedstory_jax.models.story_mllm import StoryMLLM
 
 SWEEPS = ("image_head", "image_tail", "start", "window", "cap", "positions")
@@ -162,7 +170,7 @@ def generate_runs(
         policy = run.variant.make(window=setup.window)
         engine = StoryEngine(setup.model, setup.tokenizer, policy, config)
         folder = out / "stories" / run.name
-        missing = [one for one in requests if not (folder / one.name / "story.json").is_file()]
+        missing = _missing(folder, requests)
         with_images = {one.name for one in requests[:drawn]} if setup.render else set()
         folder.mkdir(parents=True, exist_ok=True)
         for first in range(0, len(missing), batch):
@@ -170,12 +178,25 @@ def generate_runs(
             for story in generate(engine, missing[first : first + batch], batch=min(batch, len(requests))):
                 name = story.request.name
                 render = setup.render if name in with_images else None
-                after(folder / name, write_story(engine, story, folder / name, render))
+                place = folder / folder_name(name)
+                after(place, write_story(engine, story, place, render))
         timing = out / "timing" / f"{run.name}.json"
         if timed and not timing.is_file():
             progress(run, "timing")
             timing.parent.mkdir(parents=True, exist_ok=True)
             _write(timing, time_run(engine, requests[0]))
+
+
+def _missing(folder: Path, requests: Sequence[Request]) -> list[Request]:
+    """Requests whose story is not in a run's folder. Raises UserError for one that is, from another prompt."""
+    missing = []
+    for one in requests:
+        known = stored_prompt_digest(folder / folder_name(one.name))
+        if known is None:
+            missing.append(one)
+        elif known != prompt_digest(one):
+            raise UserError(f"{folder} holds story {one.name!r} from another prompt: give another --out or remove it")
+    return missing
 
 
 def time_run(engine: StoryEngine, request: Request) -> dict:
@@ -204,7 +225,7 @@ def time_run(engine: StoryEngine, request: Request) -> dict:
 
 def read_run(run: Run, out: Path, names: Sequence[str]) -> list[StoryFolder]:
     """A run's stories, by their requests' names."""
-    return [read_story(out / "stories" / run.name / name) for name in names]
+    return [read_story(out / "stories" / run.name / folder_name(name)) for name in names]
 
 
 def timing_figures(run: Run, out: Path) -> dict[str, Interval]:

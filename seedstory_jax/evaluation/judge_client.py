@@ -1,12 +1,8 @@
-"""The judge's calls: any OpenAI-compatible endpoint, a cache on disk, retries with back-off, bounded concurrency.
-
-The key comes from the environment and goes nowhere else: not into the cache, a message or an exception.
-"""
+"""The judge's calls: a cache of answers on disk, several at a time; each made by `chat_client`."""
 
 import hashlib
 import json
 import os
-import random
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,10 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from seedstory_jax.chat_client import DEFAULT_URL, ChatClient, NoAnswer, Refused, check_address, read_key
 from seedstory_jax.errors import UserError
 from seedstory_jax.evaluation.judge import Question, estimated_tokens, read_answer
-
-KEY_VARIABLE = "OPENAI_API_KEY"
 
 
 @dataclass(frozen=True)
@@ -26,12 +21,13 @@ class JudgeConfig:
 
     Attributes:
         model: its name at the endpoint.
-        base_url: of the endpoint; "" is the client's default.
+        base_url: of the endpoint; "" is OpenAI's.
         concurrency: calls at a time.
         attempts: of one call, before it counts as failed (busy endpoints, cut connections, answers off the format).
         first_wait: seconds before the second attempt; doubled each time, up to `longest_wait`.
         timeout: of one attempt, seconds.
         max_tokens: of one answer.
+        proxy: address of a proxy; "" uses none.
     """
 
     model: str
@@ -42,6 +38,7 @@ class JudgeConfig:
     longest_wait: float = 60.0
     timeout: float = 120.0
     max_tokens: int = 400
+    proxy: str = ""
 
     def __post_init__(self):
         if self.concurrency < 1 or self.attempts < 1:
@@ -124,7 +121,7 @@ class Judge:
     ) -> list[Answer]:
         """Answers in the order of the questions; one that fails for good has a fault and stops none of the others.
 
-        Raises UserError without a key, without the openai package, and when the endpoint refuses the key.
+        Raises UserError without a key and when the endpoint refuses it or does not know the model.
         """
         client = self._client()
         done = 0
@@ -133,7 +130,7 @@ class Judge:
 
         def one(question: Question) -> Answer:
             nonlocal done
-            answer = Answer(question, None, "not asked: the endpoint refused the key") if refused.is_set() else None
+            answer = Answer(question, None, "not asked: the endpoint refuses") if refused.is_set() else None
             if answer is None:
                 try:
                     answer = self._one(client, question)
@@ -145,66 +142,40 @@ class Judge:
                 progress(done, len(questions))
             return answer
 
-        with client, ThreadPoolExecutor(self.config.concurrency) as pool:
+        with ThreadPoolExecutor(self.config.concurrency) as pool:
             return list(pool.map(one, questions))
 
-    def _client(self):
-        try:
-            import openai
-        except ImportError:
-            raise UserError("the judge needs the openai package: pip install 'seedstory_jax[eval]'") from None
-        key = os.environ.get(KEY_VARIABLE)
-        if not key:
-            raise UserError(
-                f"the judge's key comes from the environment: set {KEY_VARIABLE} (any text for a local endpoint)"
-            )
-        url = self.config.base_url or None
-        return openai.OpenAI(api_key=key, base_url=url, timeout=self.config.timeout, max_retries=0)
+    def _client(self) -> ChatClient:
+        config = self.config
+        url = config.base_url or DEFAULT_URL
+        return ChatClient(
+            url,
+            config.model,
+            key=read_key(check_address(url, "the judge's endpoint")),
+            timeout=config.timeout,
+            tries=config.attempts,
+            first_wait=config.first_wait,
+            longest_wait=config.longest_wait,
+            proxy=config.proxy,
+            wait=self._sleep,
+        )
 
-    def _one(self, client, question: Question) -> Answer:
+    def _one(self, client: ChatClient, question: Question) -> Answer:
         key = self.cache.key(self.config, question)
         known = self.cache.get(key)
         if known is not None:
             return Answer(question, read_answer(question, known))
-        fault, wait = "", self.config.first_wait
-        for attempt in range(self.config.attempts):
-            if attempt:
-                self._sleep(wait)
-                wait = min(2 * wait, self.config.longest_wait)
-            text, fault, after = self._call(client, question)
-            if text is not None and read_answer(question, text) is not None:
-                self.cache.put(key, text)
-                return Answer(question, read_answer(question, text))
-            if text is not None:
-                fault = f"off the format: {text[:80]!r}"
-            if after is not None:
-                wait = max(wait, min(after, self.config.longest_wait))
-            if fault.startswith("refused"):
-                break
-            wait *= 1 + 0.1 * random.random()  # so that calls that failed together do not come back together
-        return Answer(question, None, fault)
 
-    def _call(self, client, question: Question) -> tuple[str | None, str, float | None]:
-        """(answer, "", None), or (None, fault, seconds the endpoint asks to wait); a fault "refused ..." is final."""
-        import openai
+        def fault_of(text: str) -> str | None:
+            return f"off the format: {client.redacted(text)[:80]!r}" if read_answer(question, text) is None else None
 
         try:
-            found = client.chat.completions.create(
-                model=self.config.model,
-                messages=list(question.messages),
-                temperature=0,
-                max_tokens=self.config.max_tokens,
-            )
-            text = found.choices[0].message.content
-            return (text, "", None) if isinstance(text, str) else (None, "malformed answer: no text", None)
-        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            raise UserError(f"the endpoint refused the key in {KEY_VARIABLE} (HTTP {error.status_code})") from None
-        except openai.APIStatusError as error:
-            after = error.response.headers.get("retry-after", "")
-            seconds = float(after) if after.replace(".", "", 1).isdigit() else None
-            busy = error.status_code in (408, 409, 429) or error.status_code >= 500
-            return None, f"{'busy' if busy else 'refused'}: HTTP {error.status_code}", seconds
-        except openai.APIConnectionError as error:
-            return None, f"no connection: {type(error).__name__}", None
-        except (openai.OpenAIError, ValueError, AttributeError, IndexError, TypeError, KeyError) as error:
-            return None, f"malformed answer: {type(error).__name__}", None
+            text = client.ask(question.messages, max_tokens=self.config.max_tokens, fault_of=fault_of)
+        except Refused as error:
+            if error.status == 400:  # this question, and perhaps no other
+                return Answer(question, None, str(error))
+            raise
+        except NoAnswer as error:
+            return Answer(question, None, str(error))
+        self.cache.put(key, text)
+        return Answer(question, read_answer(question, text))

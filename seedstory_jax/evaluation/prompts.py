@@ -1,9 +1,10 @@
 """The first stories of a StoryStream file, as prompts and as true stories to compare with."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from seedstory_jax.data.images import open_image
+from seedstory_jax.data.images import digest
 from seedstory_jax.data.storystream import StoryDataset
 from seedstory_jax.errors import UserError
 from seedstory_jax.evaluation.stories import StoryFolder
@@ -23,7 +24,10 @@ def prompts_of(system, dataset: StoryDataset, count: int, *, visualize: bool = F
     if count > len(dataset):
         raise UserError(f"--num_stories={count}: there are only {len(dataset)} stories")
     stories = list(dataset.stories[: count or None])
-    images = [open_image(dataset.image_path(story, 0)) for story in stories]
+    twice = [name for name, count in Counter(str(story.id) for story in stories).items() if count > 1]
+    if twice:
+        raise UserError(f"the id {twice[0]!r} stands more than once: a story is generated and found by its id")
+    images = [dataset.picture(story, 0) for story in stories]
     features = system.encode(images)
     return [
         Request(
@@ -33,6 +37,7 @@ def prompts_of(system, dataset: StoryDataset, count: int, *, visualize: bool = F
             image_features=feature,
             image=system.run_data.pixel_transform.pixels(image),
             captions=tuple(story.captions[1:]) if visualize else (),
+            image_digest=digest(image),
         )
         for number, (story, feature, image) in enumerate(zip(stories, features, images, strict=True))
     ]

@@ -4,7 +4,6 @@ A story's folder holds a `story.json` of ours, or pictures in the order of their
 the same name beside each picture, or `captions.json` (a list), or `captions.txt` (one line a frame).
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from seedstory_jax.data.images import open_image
+from seedstory_jax.data.names import folder_name, path_below, read_regular, story_id
+from seedstory_jax.data.storystream import StoryFault, caption_lines, iter_lines, parse_story, strict_json, whole_line
 from seedstory_jax.errors import UserError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -70,7 +72,7 @@ def read_story(folder: Path) -> StoryFolder:
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise UserError(f"{folder / 'captions.json'} must be a JSON list of texts")
     elif (folder / "captions.txt").is_file():
-        texts = [line.strip() for line in _read_text(folder / "captions.txt").splitlines() if line.strip()]
+        texts = caption_lines(folder / "captions.txt")
     elif images and all(path.is_file() for path in beside):
         texts = [_read_text(path).strip() for path in beside]
     else:
@@ -79,7 +81,9 @@ def read_story(folder: Path) -> StoryFolder:
         )
     if images and len(images) != len(texts):
         raise UserError(f"{folder} has {len(images)} pictures but {len(texts)} captions: every frame needs both")
-    return StoryFolder(folder.name, tuple(texts), tuple(images) or (None,) * len(texts))
+    for path in images:
+        path_below(folder, path.name)  # no symlink out of it
+    return StoryFolder(story_id(folder.name), tuple(texts), tuple(images) or (None,) * len(texts))
 
 
 def common_stories(systems: Mapping[str, Sequence[StoryFolder]]) -> dict[str, dict[str, StoryFolder]]:
@@ -96,13 +100,7 @@ def common_stories(systems: Mapping[str, Sequence[StoryFolder]]) -> dict[str, di
 
 def read_picture(path: Path) -> np.ndarray:
     """A picture uint8[H W 3]; UserError for a file that is none."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as picture:
-            return np.asarray(picture.convert("RGB"))
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is no readable picture: {error}") from None
+    return np.asarray(open_image(path))
 
 
 def _is_story(folder: Path) -> bool:
@@ -117,41 +115,46 @@ def _read_own(folder: Path) -> StoryFolder:
     story = _read_json(folder / "story.json")
     try:
         texts = tuple(str(frame["text"]) for frame in story["frames"])
-        images = tuple(folder / frame["image"] if frame.get("image") else None for frame in story["frames"])
+        names = [frame.get("image") for frame in story["frames"]]
+        if not texts or not all(name is None or isinstance(name, str) for name in names):
+            raise TypeError("frames are needed, each with a text and the name of an image or null")
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / 'story.json'} is no story: {type(error).__name__} {error}") from None
-    return StoryFolder(folder.name, texts, images, story)
+    images = tuple(path_below(folder, name) if name else None for name in names)
+    name = story.get("id") if folder_name(str(story.get("id"))) == folder.name else story_id(folder.name)
+    return StoryFolder(name, texts, images, story)
 
 
 def _read_jsonl(path: Path) -> list[StoryFolder]:
-    stories = []
-    for number, line in enumerate(_read_text(path).splitlines(), 1):
-        if not line.strip():
-            continue
+    stories: dict[str, StoryFolder] = {}
+    for number, line in iter_lines(path):
         try:
-            record = json.loads(line)
-            images = tuple(path.parent / image for image in record["images"])
-            texts = tuple(map(str, record["captions"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} line {number} is no story: {type(error).__name__} {error}") from None
-        stories.append(StoryFolder(str(record.get("id", number)), texts, images))
+            story = parse_story(whole_line(line))
+        except StoryFault as error:
+            raise UserError(f"{path} line {number} is no story: {error}") from None
+        if str(story.id) in stories:
+            raise UserError(
+                f"{path} line {number}: the id {story.id!r} stands more than once, stories are matched by it"
+            )
+        images = tuple(path_below(path.parent, image) for image in story.images)
+        stories[str(story.id)] = StoryFolder(str(story.id), story.captions, images)
     if not stories:
         raise UserError(f"{path} holds no stories")
-    return stories
+    return list(stories.values())
 
 
 def _read_json(path: Path):
     try:
-        return json.loads(_read_text(path))
-    except ValueError as error:
+        return strict_json(_read_text(path))
+    except StoryFault as error:
         raise UserError(f"{path} is no JSON: {error}") from None
 
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+        return read_regular(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} cannot be read as text: no UTF-8 at byte {error.start}") from None
 
 
 def _natural(path: Path) -> list:

@@ -5,12 +5,16 @@ a file that stays with whoever runs the study.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
+from seedstory_jax import outputs
+from seedstory_jax.data.names import read_regular
+from seedstory_jax.data.storystream import StoryFault, strict_json
 from seedstory_jax.errors import UserError
 from seedstory_jax.evaluation.bootstrap import Interval, bootstrap_mean
 from seedstory_jax.evaluation.stories import StoryFolder, common_stories
@@ -57,7 +61,8 @@ def make_pairs(systems: Mapping[str, Sequence[StoryFolder]], *, seed: int = 0, l
 def write_key(path: Path, pairs: Sequence[Pair], study: str, questions: Mapping[str, str]) -> None:
     """The key that `read_back` needs."""
     key = {"study": study, "questions": dict(questions), "pairs": [asdict(pair) for pair in pairs]}
-    path.write_text(json.dumps(key, indent=1) + "\n", encoding="utf-8")
+    with outputs.written_whole(path, by="study") as beside:
+        beside.write_text(json.dumps(key, indent=1) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -72,16 +77,37 @@ class Result:
     people: int
 
 
+def read_questions(key_path: Path) -> dict[str, str]:
+    """The questions of a study's key, by name."""
+    return _read(key_path, ("study", "questions", "pairs"))["questions"]
+
+
 def read_back(key_path: Path, answer_paths: Sequence[Path]) -> list[Result]:
     """Table 3: shares with intervals by bootstrap over people (over stories, where only one person answered).
 
     Raises UserError for files that are no answers, of another study, or twice the same person's.
     """
     key = _read(key_path, ("study", "questions", "pairs"))
-    pairs = {int(pair["number"]): Pair(**pair) for pair in key["pairs"]}
+    fields = {"number": int, "story": str, "left": str, "right": str}
+    whole = isinstance(key["pairs"], list) and all(
+        isinstance(pair, dict) and {name: type(value) for name, value in pair.items()} == fields
+        for pair in key["pairs"]
+    )
+    if (
+        not whole
+        or not isinstance(key["questions"], dict)
+        or len({p["number"] for p in key["pairs"]}) < len(key["pairs"])
+    ):
+        raise UserError(
+            f"{key_path} is no key of a study: it needs questions by name, and pairs with {', '.join(fields)}, "
+            "each with a number of its own"
+        )
+    pairs = {pair["number"]: Pair(**pair) for pair in key["pairs"]}
     people: dict[str, dict] = {}
     for path in answer_paths:
         found = _read(path, ("study", "person", "answers"))
+        if not isinstance(found["person"], str) or not found["person"]:
+            raise UserError(f"{path}: the person is no text: {str(found['person'])[:60]!r}")
         if found["study"] != key["study"]:
             raise UserError(f"{path} answers study {found['study']!r}, the key is of {key['study']!r}")
         if found["person"] in people:
@@ -136,17 +162,20 @@ def _checked(path: Path, answers, pairs: Mapping[int, Pair], questions: Mapping[
         raise UserError(f"{path}: answers must be an object")
     checked = {}
     for number, given in answers.items():
-        known = str(number).isdigit() and int(number) in pairs and isinstance(given, dict)
+        place = int(number) if re.fullmatch(r"0|[1-9][0-9]{0,8}", number) else -1
+        known = place in pairs and isinstance(given, dict)
         if not known or any(q not in questions or c not in CHOICES for q, c in given.items()):
-            raise UserError(f"{path}: pair {number!r} holds {given!r}, which is no answer of this study")
-        checked[int(number)] = given
+            raise UserError(f"{path}: pair {number[:60]!r} holds {str(given)[:200]}, which is no answer of this study")
+        checked[place] = given
     return checked
 
 
 def _read(path: Path, keys: Sequence[str]) -> dict:
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = strict_json(read_regular(Path(path)).decode("utf-8-sig"))
+    except UserError as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    except (StoryFault, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(found, dict) or any(key not in found for key in keys):
         raise UserError(f"{path} is no file of a study: it needs {', '.join(keys)}")

@@ -4,24 +4,29 @@ Text never waits for pixels: a batch of stories is generated from features alone
 story's folder appears under its name only when it is complete, so a run that was stopped goes on where it stopped.
 """
 
+import hashlib
 import json
-import os
 import shutil
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from seedstory_jax import outputs
+from seedstory_jax.data.names import folder_name
 from seedstory_jax.errors import UserError
 from seedstory_jax.generation.compile_stats import Compilations
 from seedstory_jax.generation.engine import StoryEngine, StorySession
 from seedstory_jax.generation.interface import Turn
 from seedstory_jax.generation.policies import Policy, Sink
 from seedstory_jax.models.kv_buffer import SlotMetadata
+
+SETTINGS_FILE = "sample_settings.json"
 
 Render = Callable[[np.ndarray, Sequence[int], Sequence[int]], np.ndarray]
 """(features [n q d], story numbers [n], turn numbers [n]) -> images uint8 [n h w 3]; noise keyed by those numbers."""
@@ -32,12 +37,13 @@ class Request:
     """One story to be generated.
 
     Attributes:
-        name: its folder's name.
+        name: the story's id; `folder_name` of it names its folder.
         number: keys its noise, so that words and pixels depend on no batch and no order.
         text: the first caption.
         image_features: [q d] of the first image.
         image: the first image itself, uint8 [h w 3], stored with the rendered ones; None for text only.
         captions: of the turns after the first, where they are given (mode visualize).
+        image_digest: of the first image's pixels (`data.images.digest`); tells a restart whether it is the same story.
     """
 
     name: str
@@ -46,6 +52,7 @@ class Request:
     image_features: np.ndarray
     image: np.ndarray | None = None
     captions: tuple[str, ...] = ()
+    image_digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,7 @@ def write_many(
     requests: Iterable[Request | Exception],
     out: Path,
     *,
+    identity: Mapping[str, Any] | None = None,
     batch: int = 8,
     render: Render | None = None,
     mode: Literal["generate", "visualize"] = "generate",
@@ -128,7 +136,9 @@ def write_many(
     Args:
         engine: see `StoryEngine`.
         requests: read as they are needed; an exception in place of one is a story that could not be read.
-        out: stories that are already there are left alone; those that fail go to `out/errors.jsonl`.
+        out: stories that are already there are left alone; those that fail go to `out/errors.jsonl`. A story whose id
+            an earlier one has fails, and so does one that is there from another prompt.
+        identity: what else shapes the stories: weights, seed and steps of rendering.
         batch: stories generated at once; a last batch of fewer leaves rows empty and compiles nothing anew.
         render: None writes text only.
         mode: see `generate`.
@@ -136,9 +146,12 @@ def write_many(
 
     Returns:
         How many were "written", "skipped" and "failed".
+
+    Raises UserError, before anything is generated, if the stories in `out` were shaped by anything else.
     """
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    outputs.agree(out, SETTINGS_FILE, {**settings_of(engine, mode), **(identity or {})}, by="sample")
+    seen: set[str] = set()
     counts = {"written": 0, "skipped": 0, "failed": 0}
 
     def fail(name: str, fault: Exception) -> None:
@@ -150,9 +163,16 @@ def write_many(
         for number, request in enumerate(requests):
             if isinstance(request, Exception):
                 fail(f"line {number + 1}", request)
-            elif (out / request.name / "story.json").is_file():
-                counts["skipped"] += 1
+            elif request.name in seen:
+                fail(request.name, UserError(f"the id {request.name!r} stands more than once: ids must differ"))
+            elif (known := stored_prompt_digest(out / folder_name(request.name))) is not None:
+                seen.add(request.name)
+                if known == prompt_digest(request):
+                    counts["skipped"] += 1
+                else:
+                    fail(request.name, UserError(f"{out} holds its story from another prompt: give another --out"))
             else:
+                seen.add(request.name)
                 fault = fault_of(engine, request)
                 if fault is None:
                     yield request
@@ -162,7 +182,7 @@ def write_many(
     pending = wanted()
     while together := list(islice(pending, batch)):
         for story in generate(engine, together, mode=mode, batch=batch):
-            folder = out / story.request.name
+            folder = out / folder_name(story.request.name)
             try:
                 after(folder, write_story(engine, story, folder, render))
                 counts["written"] += 1
@@ -175,8 +195,6 @@ def fault_of(engine: StoryEngine, request: Request) -> UserError | None:
     """Reason why a request cannot be generated, found before any other story depends on it."""
     tokenizer, limit = engine.tokenizer, engine.config.max_text_tokens
     try:
-        if not request.name or "/" in request.name or request.name.startswith("."):
-            raise UserError(f"story name {request.name!r} makes no folder: use letters and digits")
         for number, text in enumerate((request.text, *request.captions)):
             tokenizer.refuse_markup(text)
             count = len(tokenizer.next_turn(text) if number else tokenizer.first_turn(text))
@@ -192,13 +210,22 @@ def fault_of(engine: StoryEngine, request: Request) -> UserError | None:
 def write_story(engine: StoryEngine, story: GeneratedStory, folder: Path, render: Render | None) -> dict:
     """Renders the images and writes the story's folder, whole or not at all; returns story.json.
 
-    A prompt keeps its own image; without one (or without `render`) its `image` is null.
+    A prompt keeps its own image; without one (or without `render`) its `image` is null. Only files that were written
+    there before are replaced or removed; UserError for others in the way.
     """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=".story.", suffix=".partial", dir=folder.parent))
+    try:
+        return _write_parts(engine, story, partial, folder, render)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_parts(
+    engine: StoryEngine, story: GeneratedStory, partial: Path, folder: Path, render: Render | None
+) -> dict:
     from PIL import Image
 
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     compilations, start = Compilations(), time.perf_counter()
     indices = [turn.index for turn in story.turns if turn.source != "prompt"] if render else []
     pixels = {}
@@ -218,6 +245,8 @@ def write_story(engine: StoryEngine, story: GeneratedStory, folder: Path, render
         kept = kept_runs(engine.policy, turn.slots)
         frames.append({"index": turn.index, "text": turn.text, "image": image, "source": source, "kept": kept})
     content = {
+        "id": story.request.name,
+        "beginning": prompt_digest(story.request),
         "policy": engine.policy_name,
         "length": engine.config.length,
         "seed": engine.config.seed,
@@ -232,9 +261,31 @@ def write_story(engine: StoryEngine, story: GeneratedStory, folder: Path, render
         "llm_calls": [turn.calls for turn in story.turns],
         "compilations": engine.compilations.count,
     }
-    (partial / "story.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    _put_in_place(partial, folder)
+    (partial / "story.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.chmod(0o755)  # mkdtemp's own is private
+    outputs.put_in_place(partial, folder, by="sample", last="story.json")
     return content
+
+
+def settings_of(engine: StoryEngine, mode: str) -> dict[str, Any]:
+    """What shapes stories besides prompts and weights: the policy, the generation settings, the mode."""
+    return {"policy": repr(engine.policy), "generation": asdict(engine.config), "mode": mode}
+
+
+def prompt_digest(request: Request) -> str:
+    """A digest of a story's prompt: its texts, its number (which keys the noise) and the first image."""
+    prompt = [request.number, request.text, request.captions, request.image_digest]
+    return hashlib.sha256(json.dumps(prompt).encode()).hexdigest()[:16]
+
+
+def stored_prompt_digest(folder: Path) -> str | None:
+    """The prompt's digest of the story in a folder; "" if it does not say, None if there is no story."""
+    try:
+        return str(json.loads((folder / "story.json").read_text(encoding="utf-8")).get("beginning", ""))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, AttributeError):
+        return ""
 
 
 def kept_runs(policy: Policy, slots: SlotMetadata) -> list[list]:
@@ -257,16 +308,3 @@ def kept_runs(policy: Policy, slots: SlotMetadata) -> list[list]:
 def story_seed(seed: int, number: int) -> int:
     """Seed of one story's sampling: a function of the run's seed and the story's number alone."""
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-
-
-def _put_in_place(partial: Path, folder: Path) -> None:
-    """Moves the new folder's files over those of an older one, story.json last; other files there are kept."""
-    if not folder.exists():
-        os.replace(partial, folder)
-        return
-    (folder / "story.json").unlink(missing_ok=True)
-    for old in folder.glob("frame_*.png"):
-        old.unlink()
-    for file in sorted(partial.iterdir(), key=lambda path: path.name == "story.json"):
-        os.replace(file, folder / file.name)
-    partial.rmdir()

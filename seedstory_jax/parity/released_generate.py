@@ -1,7 +1,7 @@
 """The published generate call, for parity only (SEED-Story `ContinuousLVLM.generate`, greedy as it always was).
 
 One call decodes token by token, image tokens included, goes on through `</img>`, and ends at `</s>` or the limit. The
-story engine does none of this: see `generation/story.py`.
+story engine does none of this: see `generation/engine.py`.
 """
 
 import dataclasses

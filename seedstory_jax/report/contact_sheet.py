@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from seedstory_jax import outputs
 from seedstory_jax.evaluation.stories import StoryFolder, read_picture
 
 ROWS, COLUMNS, GAP = 4, 10, 4
@@ -31,10 +32,8 @@ def write_contact_sheet(
             small = max(picture.size) <= side
             how = Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
             sheet.paste(picture.resize((side, side), how), (column * (side + GAP), row * (side + GAP)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial")
-    sheet.save(beside, "PNG")
-    beside.replace(path)
+    with outputs.written_whole(path, by="report") as beside:
+        sheet.save(beside, "PNG")
     return path
 
 

@@ -7,10 +7,13 @@ A page is a string made of escaped text, the shared style sheet and (where it mo
 import html
 import os
 import struct
-import tempfile
 from importlib import resources
 from pathlib import Path
 from urllib.parse import quote
+
+from seedstory_jax import outputs
+from seedstory_jax.data.names import path_below, read_regular
+from seedstory_jax.errors import UserError
 
 PIXEL_ART_LIMIT = 160  # pictures up to this side are scaled up with hard edges: they are the toy's pixel art
 
@@ -54,26 +57,17 @@ def theme_button() -> str:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write a file beside its place and move it there, so that nobody ever reads half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(beside, 0o644)
-        os.replace(beside, path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise
+    """Write a file whole or not at all; UserError where a file lies that no report wrote."""
+    with outputs.written_whole(path, by="report") as beside:
+        beside.write_text(text, encoding="utf-8")
     return path
 
 
 def png_size(path: Path) -> tuple[int, int] | None:
     """(width, height) of a PNG in pixels, read from its first 24 bytes; None where it is no PNG."""
     try:
-        with path.open("rb") as file:
-            head = file.read(24)
-    except OSError:
+        head = read_regular(path)[:24]
+    except UserError:
         return None
     if len(head) < 24 or head[:8] != b"\x89PNG\r\n\x1a\n":
         return None
@@ -81,8 +75,11 @@ def png_size(path: Path) -> tuple[int, int] | None:
 
 
 def picture(folder: Path, name: str, alt: str, *, base: str = "", css: str = "") -> str:
-    """An `<img>` of `folder/name`, linked as `base/name`; small pictures keep hard pixel edges."""
-    size = png_size(folder / name)
+    """An `<img>` of `folder/name`, linked as `base/name`; small pictures keep hard pixel edges.
+
+    Raises UserError for a name that leads out of the folder: a page links and reads nothing else.
+    """
+    size = png_size(path_below(folder, name))
     small = size is not None and max(size) <= PIXEL_ART_LIMIT
     dimensions = f' width="{size[0]}" height="{size[1]}"' if size else ""
     classes = " ".join(filter(None, (css, "pixels" if small else "")))

@@ -4,13 +4,15 @@ One file: the pictures are inside it, so that no file name tells which system dr
 """
 
 import base64
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from seedstory_jax.data.images import open_image
 from seedstory_jax.evaluation.stories import StoryFolder
 from seedstory_jax.evaluation.study import CHOICES, QUESTIONS, Pair
 from seedstory_jax.report.contact_sheet import spread
-from seedstory_jax.report.page import PIXEL_ART_LIMIT, escape, png_size, render_page, theme_button, write_text
+from seedstory_jax.report.page import PIXEL_ART_LIMIT, escape, render_page, theme_button, write_text
 
 
 def write_study_page(
@@ -73,8 +75,11 @@ def _story(story: StoryFolder, frames: int) -> str:
 
 
 def _inside(path: Path) -> str:
-    kind = {".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}.get(path.suffix.lower(), "png")
-    size = png_size(path)
-    css = ' class="pixels"' if size and max(size) <= PIXEL_ART_LIMIT else ""
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img src="data:image/{kind};base64,{data}" alt="the picture of this text"{css}>'
+    """A picture written into the page: its pixels alone, as whatever else the file holds may name a system."""
+    shown = open_image(path)
+    kind = "jpeg" if path.suffix.lower() in (".jpg", ".jpeg") else "png"
+    data = io.BytesIO()
+    shown.save(data, kind, **({"quality": 95} if kind == "jpeg" else {}))
+    css = ' class="pixels"' if max(shown.size) <= PIXEL_ART_LIMIT else ""
+    inside = base64.b64encode(data.getvalue()).decode()
+    return f'<img src="data:image/{kind};base64,{inside}" alt="the picture of this text"{css}>'

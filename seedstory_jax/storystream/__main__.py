@@ -10,7 +10,7 @@ build VIDEO ... --out=DIR                  a dataset from videos or folders of f
 features FILE --workdir=DIR --out=DIR      a trained model's image features of every picture
 """
 
-import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -118,15 +118,19 @@ def _pack(arguments: Sequence[str]) -> int:
     if flags.out.exists():
         raise UserError(f"--out={flags.out} exists: name a new folder")
     dataset = StoryDataset(flags.source, flags.image_root)
-    counts = {file.name: len(StoryDataset(file, dataset.image_root)) for file in jsonl_files(flags.source)}
-    beside = flags.out.with_name(f"{flags.out.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    records = pack_images(dataset, beside, images_per_shard=flags.images_per_shard)
-    for name, count in counts.items():
-        print(f"{write_jsonl(beside / name, islice(records, count)):,} stories in {flags.out / name}")
-    next(records, None)  # closes the last shard
-    beside.replace(flags.out)
+    counts = {
+        file.name.removesuffix(".gz"): len(StoryDataset(file, dataset.image_root)) for file in jsonl_files(flags.source)
+    }
+    flags.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=flags.out.parent, prefix=f".{flags.out.name}.") as partial:
+        beside = Path(partial) / flags.out.name
+        beside.mkdir()
+        records = pack_images(dataset, beside, images_per_shard=flags.images_per_shard)
+        for name, count in counts.items():
+            packed = (record for record in islice(records, count) if record is not None)
+            print(f"{write_jsonl(beside / name, packed):,} stories in {flags.out / name}")
+        next(records, None)  # closes the last shard, says what was left out
+        beside.replace(flags.out)
     return 0
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from seedstory_jax.errors import UserError
-from seedstory_jax.storystream.lines import stories, write_jsonl
+from seedstory_jax.storystream.lines import claim_jsonl, stories, write_jsonl
 
 CHUNK = 10
 
@@ -29,6 +29,7 @@ def chunk(
     stride = length if stride is None else stride
     if length < 2 or stride < 1:
         raise UserError(f"chunks of {length} turns every {stride}: give 2 turns or more and a stride of 1 or more")
+    claim_jsonl(source, out, by="chunk")
 
     def pieces() -> Iterator[dict[str, Any]]:
         for story, record in stories(source):
@@ -44,7 +45,7 @@ def chunk(
                 if first + size >= len(story):
                     break
 
-    return write_jsonl(out, pieces())
+    return write_jsonl(out, pieces(), by="chunk")
 
 
 def split(source: Path, outs: dict[Path, float], *, seed: int = 0) -> dict[Path, int]:
@@ -56,6 +57,7 @@ def split(source: Path, outs: dict[Path, float], *, seed: int = 0) -> dict[Path,
     """
     if any(share < 0 for share in outs.values()) or abs(sum(outs.values()) - 1) > 1e-6:
         raise UserError(f"shares {', '.join(f'{share:g}' for share in outs.values())} must be 0 or more and sum to 1")
+    claim_jsonl(source, *outs, by="split")
     records = [(_whole(story.id), record) for story, record in stories(source)]
     ranked = sorted({whole for whole, _ in records}, key=lambda whole: _rank(whole, seed))
     wanted = [out for out, share in outs.items() if share > 0]
@@ -68,7 +70,7 @@ def split(source: Path, outs: dict[Path, float], *, seed: int = 0) -> dict[Path,
         place |= dict.fromkeys(ranked[start : start + count], out)
         start += count
     parts = {out: [record for whole, record in records if place.get(whole, largest) == out] for out in outs}
-    return {out: write_jsonl(out, part) for out, part in parts.items()}
+    return {out: write_jsonl(out, part, by="split") for out, part in parts.items()}
 
 
 def _whole(story_id: int | str) -> str:

@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from seedstory_jax.data.images import FORMATS
+from seedstory_jax.data.images import open_header
+from seedstory_jax.data.names import path_below, read_regular
 from seedstory_jax.data.storystream import jsonl_files
+from seedstory_jax.errors import UserError
 from seedstory_jax.storystream.lines import stories
 
 
-def image_size(path: Path) -> tuple[int, int] | None:
+def image_size(root: Path, name: str) -> tuple[int, int] | None:
     """(width, height) from a picture's header, or None."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with open_header(read_regular(path_below(root, name)), name) as image:
             return image.size
-    except Exception:  # whatever damaged headers make Pillow raise; `validate` says what is wrong
+    except UserError:  # `validate` says what is wrong
         return None
 
 
@@ -42,7 +43,7 @@ def stats(source: Path, *, image_root: Path | None = None, workers: int = 4) -> 
         names |= dict.fromkeys(story.images)
         vocabulary.update(word.strip(".,!?;:\"'()").lower() for caption in story.captions for word in caption.split())
     with ThreadPoolExecutor(workers) as pool:
-        sizes = Counter(pool.map(lambda name: image_size(root / name), names))
+        sizes = Counter(pool.map(lambda name: image_size(root, name), names))
     unreadable = sizes.pop(None, 0)
     common = sizes.most_common(1)[0][0] if sizes else None
     return {

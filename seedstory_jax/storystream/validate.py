@@ -7,7 +7,7 @@ so an interrupted run goes on where it stopped.
 
 import json
 import os
-import warnings
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,15 +16,30 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from tqdm import tqdm
 
-from seedstory_jax.data.images import FORMATS, MAX_PIXELS, shape_fault
-from seedstory_jax.data.storystream import StoryFault, jsonl_files, parse_story
-from seedstory_jax.storystream.lines import numbered_lines, written_whole
+from seedstory_jax import outputs
+from seedstory_jax.data.images import MAX_PIXELS, examine, shape_fault
+from seedstory_jax.data.names import FileFault, path_below, read_regular
+from seedstory_jax.data.storystream import StoryFault, iter_lines, jsonl_files, parse_story, whole_line
+from seedstory_jax.data.text_tokenizer import MARKERS
+from seedstory_jax.errors import UserError
+from seedstory_jax.storystream.lines import written_whole
 
-USUAL_MODES = ("RGB", "L")
 CACHED_IMAGES = 65_536
+HIDDEN = ("Cc", "Cf", "Co", "Zl", "Zp")  # control, format (bidi, zero-width), private use, line separators
+GENERAL = {
+    "a side is shorter than 128": "a side is shorter than 128",
+    "the ratio": "the ratio is outside [0.2, 5]",
+    "absolute path": "absolute path",
+    "path with '..'": "path with '..'",
+    "by a symlink": "leads out of the image root by a symlink",
+    "invalid JSON": "invalid JSON",
+    "pixels, more than": "more pixels than allowed",
+    "truncated or damaged": "is truncated or damaged",
+    "invisible characters": "invisible characters in a caption",
+    "read as plain words": "a story's markers in a caption",
+}  # reasons without their numbers, for the summary, by what tells them
 
 
 @dataclass(frozen=True)
@@ -60,50 +75,21 @@ class Summary:
 
 
 def check_image(root: Path, name: str, max_pixels: int = MAX_PIXELS) -> tuple[str | None, tuple[str, ...]]:
-    """(why a picture cannot be used or None, oddities). The picture is decoded whole, unless it is a bomb."""
-    path = root / name
+    """(why a picture cannot be used or None, oddities), as training finds it: read and decoded by the same functions.
+
+    Beyond that, a picture too small or too elongated to train on is faulty.
+    """
     try:
-        real = path.resolve(strict=True)
-        if not real.is_relative_to(root.resolve()):
-            return "a symlink leads out of the image root", ()
-        if not real.is_file():  # a pipe or a device would block
-            return "not a file", ()
-        if real.stat().st_size == 0:
-            return "empty file", ()
-    except FileNotFoundError:
-        return "missing", ()
-    except (OSError, RuntimeError, ValueError) as error:  # a loop of symlinks, a name that is too long ...
-        return f"cannot be opened: {type(error).__name__}", ()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(real, formats=FORMATS) as image:
-                if image.width * image.height > max_pixels:
-                    return "decompression bomb: more pixels than allowed", ()
-                fault = shape_fault(image.width, image.height)
-                if fault:
-                    return fault, ()
-                odd = [] if image.mode in USUAL_MODES else [f"unusual mode {image.mode}"]
-                if image.mode in USUAL_MODES and "transparency" in image.info:
-                    odd.append("unusual mode: transparency")
-                if getattr(image, "is_animated", False):
-                    odd.append("animated")
-                image.load()
-                return None, tuple(odd)
-    except Image.DecompressionBombError:
-        return "decompression bomb: more pixels than allowed", ()
-    except Image.UnidentifiedImageError:
-        return "not an image", ()
-    except Exception as error:  # damaged data makes Pillow's decoders raise nearly anything
-        return f"truncated or damaged ({type(error).__name__})", ()
+        image, odd = examine(read_regular(path_below(root, name)), name, max_pixels=max_pixels)
+    except FileFault as fault:
+        return fault.reason, ()
+    return shape_fault(*image.size), odd
 
 
 def check_line(file: str, number: int, line: bytes | None, check) -> Verdict:
     """The verdict on one line; `check(name)` judges a picture."""
     try:
-        if line is None:
-            raise StoryFault("longer than 16 MiB")
-        story = parse_story(line, min_images=2)
+        story = parse_story(whole_line(line), min_images=2)
     except StoryFault as fault:
         return Verdict(file, number, _id_of(line), faults=(str(fault),))
     faults, oddities = [], []
@@ -112,7 +98,21 @@ def check_line(file: str, number: int, line: bytes | None, check) -> Verdict:
         if fault:
             faults.append(f"image {place} ({name}): {fault}")
         oddities += [f"image {place} ({name}): {words}" for words in odd]
+    for place, caption in enumerate(story.captions):
+        oddities += [f"caption {place}: {words}" for words in odd_text(caption)]
     return Verdict(file, number, story.id, len(story.images), tuple(faults), tuple(oddities))
+
+
+def odd_text(caption: str) -> list[str]:
+    """What a reader does not see as it is: invisible characters, and words that look like a story's structure."""
+    found = []
+    hidden = {f"U+{ord(letter):04X}" for letter in caption if unicodedata.category(letter) in HIDDEN}
+    if hidden:
+        found.append(f"invisible characters {', '.join(sorted(hidden)[:5])}")
+    marker = next((marker for marker in MARKERS if marker in caption), None)
+    if marker:
+        found.append(f"the marker {marker!r}, which is read as plain words")
+    return found
 
 
 def _id_of(line: bytes | None) -> int | str | None:
@@ -127,9 +127,9 @@ def _without_numbers(reason: str) -> str:
     """A reason without its place, file and numbers, for the summary's counts."""
     head, found, tail = reason.partition("): ")
     words = tail if found and head.startswith("image ") else reason
-    for general in ("a side is shorter than 128", "the ratio", "absolute path", "path with '..'", "invalid JSON"):
+    for general, short in GENERAL.items():
         if general in words:
-            return "the ratio is outside [0.2, 5]" if general == "the ratio" else general
+            return short
     return words
 
 
@@ -142,7 +142,11 @@ class Journal:
         header = json.dumps(about, sort_keys=True)
         kept = []
         if path.exists():
+            if not path.is_file():
+                raise UserError(f"{path} is in the way: the journal of this run is to be that file")
             lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+            if '"max_pixels": ' not in lines[0] or '"root": ' not in lines[0]:
+                raise UserError(f"{path} is no journal of `validate`: move it away or name another clean file")
             if lines[0] == header:
                 for text in lines[1:]:
                     try:
@@ -188,10 +192,19 @@ def validate(
 
     Image paths are relative to the folder or to image_root. Clean lines keep their bytes and order; rejects are
     {"file", "line", "id", "reason"}. A clean or rejects file of an earlier run inside the folder is not read as input.
-    Raises UserError if there is no JSONL file.
+    Raises UserError if there is no JSONL file, and if a file to write is one that is read, or somebody else's.
     """
-    folder, ours = Path(folder), {clean.resolve(), rejects.resolve()}
-    files = [file for file in jsonl_files(folder) if file.resolve() not in ours]
+    folder, outs = Path(folder), [clean, rejects]
+    files = [
+        file
+        for file in jsonl_files(folder)
+        if not (
+            file.resolve() in {out.resolve() for out in outs}
+            and folder.is_dir()
+            and outputs.is_written(file, "validate")
+        )
+    ]
+    outputs.claim(*outs, by="validate", inputs=files)
     root = Path(image_root) if image_root is not None else (folder if folder.is_dir() else folder.parent)
     workers = workers or os.cpu_count() or 1
     about = {
@@ -226,7 +239,7 @@ def _judge(files: list[Path], root: Path, journal: Journal, workers: int, max_pi
 
         try:
             for file in files:
-                for number, line in numbered_lines(file):
+                for number, line in iter_lines(file):
                     if (file.name, number) in journal.verdicts:
                         bar.update(len(line or b""))
                         continue
@@ -241,13 +254,14 @@ def _judge(files: list[Path], root: Path, journal: Journal, workers: int, max_pi
 
 def _write(files: list[Path], journal: Journal, clean: Path, rejects: Path, strict: bool) -> Summary:
     summary, seen = Summary(), set()
-    with written_whole(clean) as clean_file, written_whole(rejects) as rejects_file:
+    by = "validate"
+    with written_whole(clean, by=by) as clean_file, written_whole(rejects, by=by) as rejects_file:
         for file, number, line in _all_lines(files):
             verdict = journal.verdicts[file.name, number]
             oddities = list(verdict.oddities)
-            if not verdict.faults and verdict.id in seen:
+            if not verdict.faults and str(verdict.id) in seen:  # 7 and "7" make one folder
                 oddities.append(f"the id {verdict.id!r} stands more than once")
-            seen.add(verdict.id)
+            seen.add(str(verdict.id))
             summary.stories += 1
             summary.images += verdict.images
             reasons = [*verdict.faults, *(oddities if strict else ())]
@@ -272,5 +286,5 @@ def _kind_of(oddity: str) -> str:
 
 def _all_lines(files: list[Path]) -> Iterator[tuple[Path, int, bytes | None]]:
     for file in files:
-        for number, line in numbered_lines(file):
+        for number, line in iter_lines(file):
             yield file, number, line

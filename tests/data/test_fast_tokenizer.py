@@ -15,8 +15,8 @@ from seedstory_jax.data.fast_tokenizer import check_equal, describe, equal_token
 from seedstory_jax.data.slow_tokenizer import read_slow_tokenizer
 from seedstory_jax.data.text_tokenizer import PUBLISHED_IMAGE_TOKENS, StoryTokenizer, image_token
 from seedstory_jax.data.token_rows import SequenceConfig, encode_turns
-from seedstory_jax.parity.data import released_row
 from seedstory_jax.errors import UserError
+from seedstory_jax.parity.data import released_row
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = ROOT / "tests" / "data" / "fixtures" / "slow_tokenizers"

@@ -1,16 +1,22 @@
+import json
+import os
 import pickle
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from seedstory_jax.data.images import ImageTransform
 from seedstory_jax.data.pipeline import ExampleSource, Plan, batches
-from seedstory_jax.data.sources import JsonlSource, PictureReader, open_source, pack_images
+from seedstory_jax.data.sources import JoinedSource, JsonlSource, PictureReader, open_source, pack_images
 from seedstory_jax.data.storystream import as_path
 from seedstory_jax.data.text_tokenizer import toy_tokenizer
 from seedstory_jax.data.token_rows import SequenceConfig
 from seedstory_jax.errors import UserError
+from seedstory_jax.storystream.__main__ import main
 from seedstory_jax.storystream.lines import write_jsonl
+from seedstory_jax.storystream.stats import stats
+from seedstory_jax.storystream.validate import check_image
 from seedstory_jax.toy.world import build_toy_world, parse_caption, render_frame
 
 SMALL = ImageTransform("clip", 64, resample="box")
@@ -104,6 +110,52 @@ def test_object_store(folder, monkeypatch):
     assert isinstance(as_path("gs://bucket"), epath.Path)
     check(open_source("gs://bucket/train.jsonl"))
     check(open_source(folder / "train.jsonl", "gs://bucket"))
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """Stories of two pictures: a good one, and then in turn whatever a reader may not stumble over."""
+    Image.new("RGB", (140, 140)).save(tmp_path / "good.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    (tmp_path / "out.png").symlink_to("/etc/hostname")
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "text.png").write_text("no picture")
+    names = ["good.png", "pipe.png", "folder.png", "loop.png", "out.png", "empty.png", "text.png", "none.png"]
+    names += ["no.array_record#0", "good.png#1", "folder.png/x.png", "x" * 3000]
+    stories = [{"id": n, "images": ["good.png", name], "captions": ["a", "b"]} for n, name in enumerate(names)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(story) + "\n" for story in stories))
+    return tmp_path, len(names)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_reader_passes_over_the_same_pictures(broken, tmp_path_factory):
+    root, count = broken
+    source = open_source(root)
+    for story in range(count):
+        assert (check_image(root, source.stories[story].images[1])[0] is None) == (story == 0)
+        for read in (source.picture, JoinedSource([source]).picture):
+            if story == 0:
+                assert read(story, 1).size == (140, 140)
+                continue
+            with pytest.raises(UserError) as error:
+                read(story, 1)
+            assert "\n" not in str(error.value)
+    tokenizer = toy_tokenizer(tmp_path_factory.mktemp("t") / "tokenizer")
+    plan = Plan((2,) * count, batch_size=4, max_turns=2)
+    config = SequenceConfig(num_image_tokens=2, max_tokens=60, max_images=2)
+    rows = ExampleSource(source.stories, tokenizer, plan, config, {"images": PictureReader(source, SMALL)})
+    assert all(row["images"].shape == (4, 2, 64, 64, 3) for row in batches(rows, steps=6))
+    assert 0 not in rows.bad and len(rows.bad) > 3
+    assert stats(root)["unreadable_images"] == count - 1
+    pytest.importorskip("array_record")
+    out = tmp_path_factory.mktemp("packed") / "out"
+    assert main(["pack", str(root), f"--out={out}"]) == 0
+    (line,) = (out / "a.jsonl").read_text().splitlines()
+    assert json.loads(line)["id"] == 0 and open_source(out).picture(0, 1).size == (140, 140)
+    with pytest.raises(UserError, match="more than the 2 allowed"):
+        list(pack_images(source.dataset, tmp_path_factory.mktemp("p"), max_bad=2))
 
 
 def test_a_missing_picture_is_one_line(folder, tmp_path):

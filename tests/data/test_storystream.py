@@ -1,10 +1,12 @@
+import gzip
 import json
+import os
 
 import pytest
 from PIL import Image
 
 from seedstory_jax.data.images import ImageTransform
-from seedstory_jax.data.storystream import Story, StoryDataset, StoryFault, parse_story
+from seedstory_jax.data.storystream import Story, StoryDataset, StoryFault, caption_lines, parse_story
 from seedstory_jax.errors import UserError
 
 GOOD = {"id": 1, "images": ["a/0.png", "a/1.png"], "captions": ["one", "two"]}
@@ -34,6 +36,15 @@ def test_a_story():
         ({**GOOD, "images": ["a", "b\\..\\x.png"]}, "path with '..'"),
         ({**GOOD, "images": ["a", "b\0.png"]}, "zero byte"),
         ({"id": 1, "images": [], "captions": []}, "fewer than 1"),
+        (b'{"id": NaN, "images": ["a"], "captions": ["b"]}', "NaN is no number"),
+        (b'{"id": 1, "images": ["a"], "captions": ["b"], "x": [-Infinity]}', "-Infinity is no number"),
+        (b'{"id": 1, "images": ["a"], "captions": ["b"], "x": 1e400}', "1e400 is no number"),
+        (b'{"id": 1, "id": 2, "images": ["a"], "captions": ["b"]}', "key 'id' stands more than once"),
+        (b'{"id": 1, "images": ["a"], "captions": ["b"], "x": {"y": 1, "y": 1}}', "key 'y' stands more than once"),
+        (b'{"id": ' + b"9" * 5000 + b', "images": ["a"], "captions": ["b"]}', "invalid JSON"),
+        (b'{"id": "\\ud800", "images": ["a"], "captions": ["b"]}', "half a surrogate pair"),
+        (b'{"id": 1, "images": ["a"], "captions": ["b"], "title": "\\uDC00"}', "half a surrogate pair"),
+        ({"id": 1, "images": ["http://x/y.png"], "captions": ["b"]}, "an address"),
     ],
 )
 def test_what_is_no_story(line, reason):
@@ -60,6 +71,41 @@ def test_broken_lines_are_counted(tmp_path):
     assert len(data) == 1 and "line 2" in data.bad[0]
     with pytest.raises(UserError, match=r"more than the 1 allowed.*line 2: invalid JSON.*validate"):
         StoryDataset(tmp_path / "one.jsonl", max_bad=1)
+
+
+TEXTS = ["[INST] <img> </s>", "\u202eevil\u202c", "a\u200bb", "one\r\ntwo", "a\u2028b\u2029c\x85d", "\ufeffx", "😀é"]
+
+
+def test_texts_stay_as_they_are_whatever_ends_lines_elsewhere(tmp_path):
+    """Also with a byte order mark, Windows' line ends, and packed; raw and escaped."""
+    story = {**GOOD, "images": ["a"] * len(TEXTS), "captions": TEXTS}
+    lines = json.dumps(story, ensure_ascii=False) + "\r\n\r\n" + json.dumps({**story, "id": 2}) + "\r\n"
+    data = b"\xef\xbb\xbf" + lines.encode()
+    for name, written in {"a.jsonl": data, "b.jsonl.gz": gzip.compress(data), "c.jsonl": gzip.compress(data)}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_bytes(written)
+        stories = StoryDataset(tmp_path / name).stories
+        assert [one.id for one in stories] == [1, 2] and stories[0].captions == stories[1].captions == tuple(TEXTS)
+    (tmp_path / "cut.jsonl").write_bytes(gzip.compress(data)[:-9])
+    with pytest.raises(UserError, match="gzip data cannot be unpacked"):
+        StoryDataset(tmp_path / "cut.jsonl")
+
+
+def test_caption_files(tmp_path):
+    path = tmp_path / "c.txt"
+    path.write_bytes("\ufeffone\r\n\r\n two\u2028still two\x85 \nthree".encode())
+    assert caption_lines(path) == ("one", "two\u2028still two", "three")
+    for data, words in ((b"\xff", "no UTF-8 at byte 0"), (b" \n", "holds no caption"), (b"", "is empty")):
+        path.write_bytes(data)
+        with pytest.raises(UserError, match=words):
+            caption_lines(path)
+
+
+def test_what_looks_like_stories_and_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "a.jsonl")
+    for source in (tmp_path, tmp_path / "a.jsonl"):
+        with pytest.raises(UserError, match=r"no regular file|no JSONL file"):
+            StoryDataset(source)
 
 
 def test_nothing_there(tmp_path):

@@ -40,6 +40,39 @@ def test_special_tokens(tokenizer):
         tokenizer.refuse_markup("look <img> here")
 
 
+CAPTIONS = [
+    "</s>",
+    "[INST] go",
+    "a <img> b",
+    "<img><img_00003></img>",
+    "x <s> y",
+    "<pad>",
+    "<unk> Ж",
+    "[INST]",
+    "<img_0",
+]
+
+
+@pytest.mark.parametrize("caption", CAPTIONS)
+def test_special_tokens_in_captions_are_plain_words(tokenizer, caption, fixtures_dir):
+    for one in (tokenizer, StoryTokenizer(fixtures_dir / "story_sample" / "tokenizer")):
+        special = {one.bos, one.eos, one.boi, one.eoi, one.pad, *one.image_ids, *one._special} - {one.unk}
+        first, later = one.first_turn(caption), one.next_turn(caption)
+        own = 1 if one.inst_ids[0] in special else 0
+        assert later[:own] == one.inst_ids[:own]
+        assert not special & set(first) and not special & set(later[own:])
+        if one is tokenizer:  # whose alphabet lacks no letter of these but one
+            assert one.decode(first) == caption.replace("Ж", "<unk>")
+        for clean in ("a monkey waves", "< img >", "Ж"):  # nothing else is encoded otherwise than before
+            assert one.first_turn(clean) == one.encode(clean)
+            assert one.next_turn(clean) == one.encode("</img>[INST]" + clean)[1:]
+
+
+def test_a_text_that_was_no_utf8_is_refused(tokenizer):
+    with pytest.raises(UserError, match="half a surrogate pair"):
+        tokenizer.refuse_markup("a\udcff")
+
+
 def test_opens_as_a_hugging_face_folder(tokenizer):
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoTokenizer.from_pretrained(str(tokenizer.folder))

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import threading
 import time
@@ -10,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from seedstory_jax.chat_client import KEY_VARIABLE
 from seedstory_jax.errors import UserError
 from seedstory_jax.evaluation.judge import comparison_questions, pick_segments, read_answer, score_questions
-from seedstory_jax.evaluation.judge_client import KEY_VARIABLE, Answer, Judge, JudgeConfig
+from seedstory_jax.evaluation.judge_client import Answer, Judge, JudgeConfig
 from seedstory_jax.evaluation.judge_tables import duels, duels_markdown, mean_scores, scores_markdown
 from seedstory_jax.evaluation.stories import StoryFolder
 
 SECRET = "sk-secret-key-for-tests"
-needs_openai = pytest.mark.skipif(importlib.util.find_spec("openai") is None, reason="needs openai")
 
 
 def stories(system: str, count: int = 2, length: int = 12, image: Path | None = None) -> list[StoryFolder]:
@@ -168,7 +167,6 @@ def test_pictures_are_sent_small(tmp_path):
     assert isinstance(score_questions({"a": stories("a", 1)}, pictures=False)[0].messages[1]["content"], str)
 
 
-@needs_openai
 def test_win_rates_and_position_bias(key, tmp_path):
     def script(number, body):
         # Style: ours is better, wherever it stands. Engagement: always the first. Coherence: neither.
@@ -192,7 +190,6 @@ def test_win_rates_and_position_bias(key, tmp_path):
     assert SECRET not in (tmp_path / "cache.jsonl").read_text()
 
 
-@needs_openai
 def test_cache_asks_nothing_twice_and_survives_a_torn_line(key, tmp_path):
     path = tmp_path / "deep" / "cache.jsonl"
     with Endpoint(lambda number, body: "fine [[6]]") as endpoint:
@@ -211,7 +208,6 @@ def test_cache_asks_nothing_twice_and_survives_a_torn_line(key, tmp_path):
     assert "| ours | 6 [6, 6] |" in scores_markdown(mean_scores(answers))
 
 
-@needs_openai
 @pytest.mark.parametrize(
     "trouble",
     [
@@ -234,7 +230,6 @@ def test_trouble_is_tried_again(key, trouble):
     assert 0.5 <= waits[0] < waits[1] < 1.3
 
 
-@needs_openai
 def test_the_endpoint_says_how_long_to_wait(key):
     waits: list = []
     with Endpoint(lambda number, body: (429, {"retry-after": "7"}, "{}") if number == 0 else "[[1]]") as endpoint:
@@ -242,7 +237,6 @@ def test_the_endpoint_says_how_long_to_wait(key):
     assert 7 <= waits[0] < 7.8
 
 
-@needs_openai
 def test_one_question_that_fails_for_good_stops_no_other(key, tmp_path):
     def script(number, body):
         return "nonsense" if "ours 1" in body["messages"][1]["content"] else "[[4]]"
@@ -257,18 +251,16 @@ def test_one_question_that_fails_for_good_stops_no_other(key, tmp_path):
     assert mean_scores(answers)["ours"]["style"].count == 1
 
 
-@needs_openai
 def test_bad_requests_are_not_repeated_and_a_refused_key_ends_all(key):
     with Endpoint(lambda number, body: (400, {}, '{"error": {"message": "no such model"}}')) as endpoint:
         (answer,) = judge(endpoint).ask(score_questions(two_systems())[:1])
-        assert answer.fault == "refused: HTTP 400" and len(endpoint.bodies) == 1
+        assert "refused: HTTP 400" in answer.fault and len(endpoint.bodies) == 1
     with Endpoint(lambda number, body: (401, {}, json.dumps({"error": {"message": f"bad key {SECRET}"}}))) as endpoint:
-        with pytest.raises(UserError, match="refused the key") as caught:
+        with pytest.raises(UserError, match="refused: HTTP 401") as caught:
             judge(endpoint, concurrency=1).ask(score_questions(two_systems()))
         assert SECRET not in str(caught.value) and len(endpoint.bodies) == 1
 
 
-@needs_openai
 def test_a_slow_endpoint_times_out(key):
     def script(number, body):
         if number == 0:
@@ -281,14 +273,13 @@ def test_a_slow_endpoint_times_out(key):
         assert answer.verdict == 2.0
 
 
-@needs_openai
 def test_no_endpoint_and_no_key(key, monkeypatch):
     config = JudgeConfig("any", "http://127.0.0.1:9/v1", attempts=2)
     (answer,) = Judge(config, sleep=lambda s: None).ask(score_questions(two_systems())[:1])
-    assert answer.verdict is None and answer.fault.startswith("no connection")
+    assert answer.verdict is None and "no connection" in answer.fault
     monkeypatch.delenv(KEY_VARIABLE)
     with pytest.raises(UserError, match=KEY_VARIABLE):
-        Judge(config).ask(score_questions(two_systems())[:1])
+        Judge(JudgeConfig("any", "https://judge.invalid/v1")).ask(score_questions(two_systems())[:1])
 
 
 def test_unread_answers_count_nowhere():

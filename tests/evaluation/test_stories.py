@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from seedstory_jax.data.names import folder_name
 from seedstory_jax.errors import UserError
 from seedstory_jax.evaluation.stories import common_stories, read_stories, read_story
 
@@ -79,7 +80,7 @@ def test_missing_paths_and_broken_lines_and_pictures(tmp_path):
     pictures(tmp_path / "s", "1.png")
     (tmp_path / "s" / "captions.txt").write_text("a")
     (tmp_path / "s" / "1.png").write_bytes(b"not a picture")
-    with pytest.raises(UserError, match="no readable picture"):
+    with pytest.raises(UserError, match="is not a picture"):
         read_story(tmp_path / "s").pictures()
 
 
@@ -92,3 +93,43 @@ def test_common_stories(tmp_path):
     assert list(common_stories(systems)) == ["2"]
     with pytest.raises(UserError, match="no story in common"):
         common_stories({"ours": systems["ours"][:1], "theirs": systems["theirs"]})
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd", "../secret.png", "..\\secret.png", "link.png", "http://x/y.png", "a\0b", 7]
+)
+def test_a_story_that_somebody_sends_opens_no_file_but_its_own(tmp_path, name):
+    """Neither by a name in story.json or a JSONL file, nor by a link among the pictures."""
+    pictures(tmp_path, "secret.png")
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "link.png").symlink_to(tmp_path / "secret.png")
+    (tmp_path / "s" / "story.json").write_text(json.dumps({"frames": [{"text": "x", "image": name}]}))
+    (tmp_path / "s" / "a.jsonl").write_text(json.dumps({"id": 1, "images": [name], "captions": ["x"]}))
+    for path in (tmp_path / "s", tmp_path / "s" / "a.jsonl"):
+        with pytest.raises(UserError) as error:
+            read_stories(path)
+        assert "\n" not in str(error.value)
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "link.png").symlink_to(tmp_path / "secret.png")
+    (tmp_path / "t" / "captions.txt").write_text("x")
+    with pytest.raises(UserError, match="by a symlink"):
+        read_stories(tmp_path / "t")
+
+
+def test_a_folder_of_an_id_is_known_by_its_id(tmp_path):
+    for one in ("a/b", "A", "x" * 300):
+        folder = tmp_path / folder_name(one)
+        folder.mkdir()
+        (folder / "story.json").write_text(json.dumps({"id": one, "frames": [{"text": "x", "image": None}]}))
+    assert {story.name for story in read_stories(tmp_path)} == {"a/b", "A", "x" * 300}
+    (folder / "story.json").write_text(json.dumps({"id": "another", "frames": [{"text": "x"}]}))
+    assert read_story(folder).name == folder.name  # a story.json cannot take another's place
+
+
+def test_ids_that_stand_twice_and_lines_that_end_elsewhere(tmp_path):
+    lines = [{"id": number, "images": ["a"], "captions": ["one\u2028two"]} for number in (1, "1")]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines[:1]))
+    assert read_stories(tmp_path / "a.jsonl")[0].texts == ("one\u2028two",)
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(UserError, match="line 2: the id '1' stands more than once"):
+        read_stories(tmp_path / "a.jsonl")

@@ -84,3 +84,28 @@ def test_nobody_counts_twice(tmp_path):
         read_back(tmp_path / "key.json", [tmp_path / "1.json", tmp_path / "2.json"])
     with pytest.raises(UserError, match="no answers"):
         read_back(tmp_path / "key.json", [])
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        {"pairs": [{"number": 0}]},
+        {"pairs": [{"number": "x", "story": "s", "left": "a", "right": "b"}]},
+        {"pairs": [{"number": 0, "story": "s", "left": ["a"], "right": "b"}]},
+        {"pairs": [{"number": 0, "story": "s", "left": "a", "right": "b"}] * 2},
+        {"pairs": 7},
+        {"questions": ["q"]},
+    ],
+)
+def test_keys_that_are_none(tmp_path, key):
+    (tmp_path / "key.json").write_text(json.dumps({"study": "s", "questions": {}, "pairs": [], **key}))
+    with pytest.raises(UserError, match="is no key of a study"):
+        read_back(tmp_path / "key.json", [])
+
+
+@pytest.mark.parametrize("person", [None, "", 7, ["a"], {}])
+def test_answers_of_nobody(tmp_path, person):
+    write_key(tmp_path / "key.json", [], "s", QUESTIONS)
+    (tmp_path / "a.json").write_text(json.dumps({"study": "s", "person": person, "answers": {}}))
+    with pytest.raises(UserError, match="the person is no text"):
+        read_back(tmp_path / "key.json", [tmp_path / "a.json"])

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from seedstory_jax.errors import UserError
 from seedstory_jax.generation.engine import StoryEngine
 from seedstory_jax.generation.interface import GenerationConfig
 from seedstory_jax.generation.policies import MultimodalSink
@@ -51,7 +52,57 @@ def test_text_only_and_over_an_older_story(engine, image_features, tmp_path):
     write_one(engine, request(1, image_features), tmp_path, render=render)
     story = write_one(engine, request(1, image_features), tmp_path)
     assert all(frame["image"] is None for frame in story["frames"])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.html", "story.json"]
+    assert files_in(tmp_path) == ["index.html", "story.json"]
+    assert (tmp_path / "index.html").read_text() == "mine"
+
+
+def files_in(folder):
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def test_pictures_of_the_user_are_neither_removed_nor_overwritten(engine, image_features, tmp_path):
+    own = {name: name.encode() for name in ("frame_of_my_holiday.png", "frame_0900.png", "other.png")}
+    for name, data in own.items():
+        (tmp_path / name).write_bytes(data)
+    for _ in range(2):
+        write_one(engine, request(1, image_features), tmp_path, render=render)
+    assert {name: (tmp_path / name).read_bytes() for name in own} == own and len(files_in(tmp_path)) == 3 + 5 + 1
+    (tmp_path / "frame_0003.png").write_bytes(b"repainted by hand")
+    with pytest.raises(UserError, match=r"frame_0003\.png .* was not written by `sample`, or was changed since"):
+        write_one(engine, request(1, image_features), tmp_path, render=render)
+    assert (tmp_path / "frame_0003.png").read_bytes() == b"repainted by hand"
+    assert json.loads((tmp_path / "story.json").read_text())["id"] == "s1"  # nor was the older story taken apart
+
+
+def test_what_shaped_a_story_is_asked_before_it_counts_as_there(
+    engine, story_model, tokenizer, image_features, tmp_path
+):
+    requests = [request(number, image_features) for number in range(2)]
+    assert write_many(engine, requests, tmp_path, identity={"checkpoint": 1})["written"] == 2
+    assert write_many(engine, requests, tmp_path, identity={"checkpoint": 1})["skipped"] == 2
+    others = {
+        "policy": StoryEngine(story_model, tokenizer, replace(POLICY, window=3), CONFIG),
+        "generation": StoryEngine(story_model, tokenizer, POLICY, replace(CONFIG, seed=7)),
+    }
+    for what, other in others.items():
+        with pytest.raises(UserError, match=f"outputs of another {what}: give another --out"):
+            write_many(other, requests, tmp_path, identity={"checkpoint": 1})
+    for mode, checkpoint, what in (("visualize", 1, "mode"), ("generate", 2, "checkpoint")):
+        with pytest.raises(UserError, match=f"outputs of another {what}"):
+            write_many(engine, requests, tmp_path, mode=mode, identity={"checkpoint": checkpoint})
+    changed = [replace(requests[0], text="dcba"), replace(requests[1], image_digest="another picture")]
+    assert write_many(engine, changed, tmp_path, identity={"checkpoint": 1})["failed"] == 2
+
+
+def test_no_two_ids_share_a_folder(engine, image_features, tmp_path):
+    names = ["a/b", "a_b", "A", "a", "", ".", "../up", "x" * 300, "con", "\0", "a"]
+    requests = [replace(request(number, image_features), name=name) for number, name in enumerate(names)]
+    counts = write_many(engine, requests, tmp_path / "out", batch=4)
+    assert counts == {"written": 10, "skipped": 0, "failed": 1}
+    told = {json.loads(path.read_text())["id"] for path in (tmp_path / "out").glob("*/story.json")}
+    assert told == set(names) and files_in(tmp_path) == ["out"]
+    (error,) = (tmp_path / "out" / "errors.jsonl").read_text().splitlines()
+    assert "stands more than once" in error
 
 
 def test_visualize_ends_with_its_captions(engine, image_features, tmp_path):
@@ -83,10 +134,11 @@ def test_many_stories_restart_and_survive_bad_ones(engine, image_features, tmp_p
         write_many(engine, iter(requests), tmp_path, batch=2, render=render, after=stop_after_three)
     assert finished == ["s0", "s1", "s2"]
     counts = write_many(engine, iter(requests), tmp_path, batch=2, render=render)
-    assert counts == {"written": 2, "skipped": 3, "failed": 4}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["errors.jsonl", "s0", "s1", "s2", "s3", "s4"]
-    errors = [json.loads(line) for line in (tmp_path / "errors.jsonl").read_text().splitlines()][-4:]
-    assert [error["story"] for error in errors] == ["s5", "line 4", "s6", "../up"]
+    assert counts == {"written": 3, "skipped": 3, "failed": 3}
+    found = ["errors.jsonl", "s0", "s1", "s2", "s3", "s4", "sample_settings.json"]
+    assert files_in(tmp_path) == ["%2e.%2fup", *found]
+    errors = [json.loads(line) for line in (tmp_path / "errors.jsonl").read_text().splitlines()][-3:]
+    assert [error["story"] for error in errors] == ["s5", "line 4", "s6"]
     # What a story says depends on no batch and no restart.
     alone = write_one(engine, good[3], tmp_path / "alone", render=render)
     together = json.loads((tmp_path / "s3" / "story.json").read_text())

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from seedstory_jax.errors import UserError
 from seedstory_jax.report.page import href, png_size, write_text
 from seedstory_jax.report.storybook import per_frame, write_storybook
 
@@ -100,7 +101,8 @@ def test_write_text_leaves_the_old_file_when_it_fails(tmp_path):
     path = write_text(tmp_path / "a" / "x.html", "old")
     with pytest.raises(UnicodeEncodeError):
         write_text(path, "\ud800")
-    assert path.read_text() == "old" and len(list(path.parent.iterdir())) == 1
+    assert path.read_text() == "old"
+    assert sorted(file.name for file in path.parent.iterdir()) == [".written-by-seedstory", "x.html"]
 
 
 def test_png_size(tmp_path):
@@ -140,3 +142,9 @@ def test_keys_buttons_swipes_overview_and_theme_in_a_browser(tmp_path):
         browser.key("t")
         assert browser.run("getComputedStyle(document.documentElement).backgroundColor") != dark
         assert browser.complaints() == []
+
+
+@pytest.mark.parametrize("name", ["//evil.example/x.png", "/etc/passwd", "../x.png", "http://evil.example/x.png"])
+def test_a_page_links_no_picture_outside_its_folder(tmp_path, name):
+    with pytest.raises(UserError):
+        write_storybook(tmp_path, {"frames": [{"text": "x", "image": name}]})

@@ -1,11 +1,14 @@
+import base64
 import importlib.util
 import json
+import re
 import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from seedstory_jax.errors import UserError
 from seedstory_jax.evaluation.stories import StoryFolder
 from seedstory_jax.evaluation.study import QUESTIONS, make_pairs, read_back, write_key
 from seedstory_jax.report.study_page import write_study_page
@@ -71,3 +74,22 @@ def test_somebody_takes_part_in_a_browser(study, tmp_path):
     results = read_back(tmp_path / "key.json", found)
     assert len(results) == len(QUESTIONS) and all(result.first.mean == 1.0 for result in results)
     assert results[0].systems == ("secret-ours", "secret-theirs")
+
+
+def test_the_page_holds_pixels_and_nothing_else_of_a_file(tmp_path):
+    """No metadata that would name a system, and no file that is no picture."""
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text("Software", "secret-system")
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png", pnginfo=info)
+    (tmp_path / "b.png").write_text("root:x:0:0")
+
+    def page_of(name):
+        systems = {one: [StoryFolder("s", ("text",), (tmp_path / name,))] for one in "xy"}
+        return write_study_page(tmp_path / "p.html", make_pairs(systems), systems, study="s").read_text()
+
+    shown = [base64.b64decode(data) for data in re.findall(r"base64,([^\"]+)", page_of("a.png"))]
+    assert len(shown) == 2 and not any(b"secret" in data for data in shown)
+    with pytest.raises(UserError, match="is not a picture"):
+        page_of("b.png")

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from seedstory_jax.chat_client import ChatClient, NoAnswer
 from seedstory_jax.data.storystream import StoryDataset
 from seedstory_jax.errors import UserError
 from seedstory_jax.storystream.__main__ import main
-from seedstory_jax.storystream.build.endpoint import AskFailed, Endpoint
 from seedstory_jax.storystream.build.keyframes import (
     difference_hash,
     drop_near_duplicates,
@@ -170,7 +170,7 @@ def build(api, *sources, out, more=()):
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    monkeypatch.setattr("seedstory_jax.storystream.build.endpoint.sleep", lambda seconds: None)
+    monkeypatch.setattr("seedstory_jax.chat_client.sleep", lambda seconds: None)
 
 
 @needs_ffmpeg
@@ -258,7 +258,7 @@ def test_interrupted_while_describing_it_goes_on(api, frames, tmp_path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         build(api, frames, out=tmp_path / "set", more=["--concurrency=1"])
     monkeypatch.undo()
-    monkeypatch.setattr("seedstory_jax.storystream.build.endpoint.sleep", lambda seconds: None)
+    monkeypatch.setattr("seedstory_jax.chat_client.sleep", lambda seconds: None)
     with (tmp_path / "set/work/descriptions.jsonl").open("a") as file:
         file.write('{"key": "half')
     assert build(api, frames, out=tmp_path / "set") == 0
@@ -301,7 +301,7 @@ def test_prompts_can_be_edited(api, frames, tmp_path):
         (["comic.vtt", "--dry_run"], "no folder and no video"),
         (["empty", "--dry_run"], "holds no picture"),
         (["broken.mp4", "--dry_run"], "cannot be read as a video"),
-        (["comic", "--background=@none.txt", "--dry_run"], "is no file"),
+        (["comic", "--background=@none.txt", "--dry_run"], "does not exist"),
         (["comic", "--concurrency=0", "--dry_run"], "give 1 or more"),
     ],
 )
@@ -353,7 +353,7 @@ def test_videos_without_ffmpeg(tmp_path, monkeypatch):
 
 def test_an_answer_without_end_is_not_read_to_its_end(api):
     api.faults = [b" " * (5 * 2**20), "good"]
-    assert Endpoint(api.url, "toy").ask([{"role": "user", "content": "x"}]) == "good"
+    assert ChatClient(api.url, "toy").ask([{"role": "user", "content": "x"}]) == "good"
 
 
 def test_near_duplicates(frames):
@@ -400,27 +400,27 @@ def test_narratives_in_many_clothes(answer):
 
 def test_waiting_grows_and_listens_to_the_server(api, monkeypatch):
     waits = []
-    monkeypatch.setattr("seedstory_jax.storystream.build.endpoint.sleep", waits.append)
-    endpoint = Endpoint(api.url, "toy", tries=6, timeout=1.0, first_wait=1.0, longest_wait=5.0)
+    monkeypatch.setattr("seedstory_jax.chat_client.sleep", waits.append)
+    endpoint = ChatClient(api.url, "toy", tries=6, timeout=1.0, first_wait=1.0, longest_wait=5.0)
     api.faults = [b"x"] * 5
     endpoint.ask([{"role": "user", "content": "Below are 2"}])
-    assert waits == [1, 2, 4, 5, 5]
+    assert all(least <= wait <= 1.1 * least for wait, least in zip(waits, [1, 2, 4, 5, 5], strict=True))
     waits.clear()
     api.faults = [429] * 6
-    with pytest.raises(AskFailed, match=r"no answer .* in 6 tries; the last: HTTP 429"):
+    with pytest.raises(NoAnswer, match=r"no answer .* in 6 tries; the last: HTTP 429"):
         endpoint.ask([{"role": "user", "content": "Below are 2"}])
     assert waits == [0] * 5
 
 
 def test_a_server_that_is_not_there():
-    endpoint = Endpoint("http://127.0.0.1:9/v1", "toy", tries=2)
-    with pytest.raises(AskFailed, match="in 2 tries"):
+    endpoint = ChatClient("http://127.0.0.1:9/v1", "toy", tries=2)
+    with pytest.raises(NoAnswer, match="in 2 tries"):
         endpoint.ask([])
 
 
 def test_asking_stops_after_some_faulty_answers(api):
     api.narrative = lambda body: "no"
     prompts = read_prompts(None, title="Toy", background="")
-    with pytest.raises(AskFailed, match="no usable narrative in 3 answers"):
-        narrate(Endpoint(api.url, "toy"), prompts, [("a", ""), ("b", "")])
+    with pytest.raises(NoAnswer, match="no usable narrative in 3 answers"):
+        narrate(ChatClient(api.url, "toy"), prompts, [("a", ""), ("b", "")])
     assert len(api.calls) == 3

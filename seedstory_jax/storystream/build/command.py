@@ -1,12 +1,13 @@
 """The `build` sub-command."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from seedstory_jax import cli
+from seedstory_jax import cli, outputs
+from seedstory_jax.chat_client import KEY_VARIABLE, ChatClient, check_address, read_key
+from seedstory_jax.data.names import read_regular
+from seedstory_jax.data.storystream import caption_lines
 from seedstory_jax.errors import UserError
-from seedstory_jax.storystream.build.endpoint import Endpoint
 from seedstory_jax.storystream.build.narrate import read_prompts
 from seedstory_jax.storystream.build.pipeline import Build, BuildConfig
 
@@ -28,7 +29,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--captions", type=Path, help="text file, a line a picture of the one folder: asks nobody")
     parser.add_argument("--endpoint", help="an OpenAI-compatible address, like http://localhost:8000/v1")
     parser.add_argument("--model", default="", help="the model to ask there; it must see pictures")
-    parser.add_argument("--api_key_env", default="OPENAI_API_KEY", help="environment variable that holds the key")
+    parser.add_argument("--api_key_env", default=KEY_VARIABLE, help="environment variable that holds the key")
+    parser.add_argument("--proxy", default="", help="address of a proxy; the environment's are not used")
     parser.add_argument("--prompts", type=Path, help="folder of prompts to edit (written there if it has none)")
     parser.add_argument("--scene", type=float, default=defaults.scene, help="change that makes a keyframe, 0 to 1")
     parser.add_argument(
@@ -53,12 +55,15 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--image_tokens", type=int, default=800, help="tokens that a picture counts as")
     flags, _ = parser.parse_strictly(arguments)
 
+    if flags.endpoint:
+        check_address(flags.endpoint, "--endpoint")
+    outputs.claim_folder(flags.out, by="build")
     background = flags.background
     if background.startswith("@"):
-        path = Path(background[1:])
-        if not path.is_file():
-            raise UserError(f"--background={background}: {path} is no file")
-        background = path.read_text(encoding="utf-8").strip()
+        try:
+            background = read_regular(Path(background[1:])).decode("utf-8-sig").strip()
+        except (UserError, UnicodeDecodeError) as error:
+            raise UserError(f"--background={background}: {error}") from None
     prompts = read_prompts(flags.prompts, title=flags.title, background=background)
     config = BuildConfig(
         scene=flags.scene,
@@ -71,10 +76,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     build = Build(flags.sources, flags.out, config, prompts, flags.model)
     if flags.captions:
-        if not flags.captions.is_file():
-            raise UserError(f"--captions={flags.captions} is no file")
-        lines = [line.strip() for line in flags.captions.read_text(encoding="utf-8").splitlines() if line.strip()]
-        print(f"{build.write_captioned(lines):,} stories in {flags.out / 'stories.jsonl'}")
+        print(f"{build.write_captioned(caption_lines(flags.captions)):,} stories in {flags.out / 'stories.jsonl'}")
         return 0
     if flags.dry_run:
         estimate = build.estimate(build.stories(), image_tokens=flags.image_tokens)
@@ -88,8 +90,10 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     if not flags.endpoint or not flags.model:
         raise UserError("--endpoint and --model say whom to ask; --dry_run goes without")
-    key = os.environ.get(flags.api_key_env)
-    endpoint = Endpoint(flags.endpoint, flags.model, api_key=key, timeout=flags.timeout, tries=flags.tries)
+    key = read_key(flags.endpoint, flags.api_key_env)
+    endpoint = ChatClient(
+        flags.endpoint, flags.model, key=key, timeout=flags.timeout, tries=flags.tries, proxy=flags.proxy
+    )
     count, failed = build.run(endpoint)
     print(
         f"{count:,} stories in {flags.out / 'stories.jsonl'}; {endpoint.calls:,} answers, "

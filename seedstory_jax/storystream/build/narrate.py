@@ -1,5 +1,7 @@
 """What is asked about frames, and how the answers are read and checked."""
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -7,13 +9,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
+from typing import Any
 
+from PIL import Image
+
+from seedstory_jax.chat_client import ChatClient, NoAnswer
+from seedstory_jax.data.images import open_image
+from seedstory_jax.data.text_tokenizer import MARKERS
 from seedstory_jax.errors import UserError
-from seedstory_jax.storystream.build.endpoint import AskFailed, Endpoint, picture_message
 
 OWN_PROMPTS = Path(__file__).parent / "prompts"
 PLACES = {"describe": (), "narrate": ("count", "frames")}
-STRUCTURE = ("<img", "</img>", "[INST]", "<s>", "</s>")
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,18 @@ def read_prompts(folder: Path | None, *, title: str, background: str) -> Prompts
     return Prompts(**texts)
 
 
-def describe(endpoint: Endpoint, prompts: Prompts, picture: Path) -> str:
+def picture_message(text: str, path: Path, *, longest_side: int = 768) -> dict[str, Any]:
+    """A user message of a text and a picture, scaled down and sent inside."""
+    image = open_image(path)
+    image.thumbnail((longest_side, longest_side), Image.Resampling.BICUBIC)
+    data = io.BytesIO()
+    image.save(data, "JPEG", quality=90)
+    address = "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
+    content = [{"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": address}}]
+    return {"role": "user", "content": content}
+
+
+def describe(endpoint: ChatClient, prompts: Prompts, picture: Path) -> str:
     """A description of one picture, on one line."""
     return " ".join(endpoint.ask([picture_message(prompts.describe, picture)], max_tokens=300).split())
 
@@ -72,7 +89,7 @@ def read_narrative(answer: str, count: int) -> list[str]:
     """
     entries = _json_entries(answer)
     if entries is None:
-        lines = re.findall(r"^\s*(?:\[(\d+)\]|(\d+)[.):])\s*(.+?)\s*$", answer, re.MULTILINE)
+        lines = re.findall(r"^\s*(?:\[([0-9]{1,6})\]|([0-9]{1,6})[.):])\s*(.+?)\s*$", answer, re.MULTILINE)
         entries = [(int(number or other), text) for number, other, text in lines]
     if not entries:
         raise BadNarrative("the answer is no JSON list of entries with frame and text")
@@ -94,7 +111,7 @@ def read_narrative(answer: str, count: int) -> list[str]:
     for number, text in enumerate(texts, 1):
         if not text:
             raise BadNarrative(f"the text of frame {number} is empty")
-        if any(marker in text for marker in STRUCTURE):
+        if any(marker in text for marker in MARKERS):
             raise BadNarrative(f"the text of frame {number} holds markup")
     return texts
 
@@ -111,7 +128,7 @@ def _json_entries(answer: str) -> list[tuple[int, str]] | None:
             entries = []
             for entry in found:
                 number, text = entry.get("frame"), entry.get("text")
-                if isinstance(number, str) and number.isdigit():
+                if isinstance(number, str) and re.fullmatch("[0-9]{1,6}", number):
                     number = int(number)
                 if not isinstance(number, int) or isinstance(number, bool) or not isinstance(text, str):
                     raise BadNarrative('every entry must be {"frame": number, "text": "..."}')
@@ -120,10 +137,10 @@ def _json_entries(answer: str) -> list[tuple[int, str]] | None:
     return None
 
 
-def narrate(endpoint: Endpoint, prompts: Prompts, moments: Sequence[tuple[str, str]], *, asks: int = 3) -> list[str]:
+def narrate(endpoint: ChatClient, prompts: Prompts, moments: Sequence[tuple[str, str]], *, asks: int = 3) -> list[str]:
     """The narrative of a group, a text a frame; a faulty answer is sent back with what is wrong with it.
 
-    Raises AskFailed when `asks` answers were faulty.
+    Raises NoAnswer when `asks` answers were faulty.
     """
     messages = [{"role": "user", "content": narrate_question(prompts, moments)}]
     fault = ""
@@ -139,4 +156,4 @@ def narrate(endpoint: Endpoint, prompts: Prompts, moments: Sequence[tuple[str, s
                 {"role": "assistant", "content": answer[:20_000]},
                 {"role": "user", "content": complaint},
             ]
-    raise AskFailed(f"no usable narrative in {asks} answers; the last: {fault}")
+    raise NoAnswer(f"no usable narrative in {asks} answers; the last: {fault}")

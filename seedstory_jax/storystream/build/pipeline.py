@@ -13,8 +13,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from seedstory_jax import outputs
+from seedstory_jax.chat_client import ChatClient, NoAnswer
+from seedstory_jax.data.names import folder_name
 from seedstory_jax.errors import UserError
-from seedstory_jax.storystream.build.endpoint import AskFailed, Endpoint
 from seedstory_jax.storystream.build.keyframes import (
     VIDEOS,
     Frame,
@@ -63,7 +65,7 @@ def digest(*parts: Any) -> str:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    with written_whole(path) as file:
+    with written_whole(path, by=None) as file:
         json.dump(value, file, indent=1, ensure_ascii=False)
 
 
@@ -141,7 +143,7 @@ class Results:
                     whole.append(line)
                 except (ValueError, KeyError, TypeError):
                     continue  # what was being written when a run stopped
-            with written_whole(path) as file:
+            with written_whole(path, by=None) as file:
                 file.write("".join(line + "\n" for line in whole))
 
     def add(self, key: str, answer: Any) -> None:
@@ -169,7 +171,7 @@ def answer_all(
             for future in as_completed(running):
                 try:
                     results.add(running[future], future.result())
-                except AskFailed as error:
+                except NoAnswer as error:
                     failed[running[future]] = str(error)
                 bar.update()
     finally:
@@ -203,6 +205,7 @@ class Build:
         if doubles:
             raise UserError(f"two sources are called {sorted(doubles)[0]!r}, which names their stories: rename one")
         self.names = dict(zip(map(str, sources), names))
+        outputs.claim(out / "stories.jsonl", by="build")
         self.descriptions = Results(out / "work" / "descriptions.jsonl")
         self.narratives = Results(out / "work" / "narratives.jsonl")
 
@@ -211,7 +214,7 @@ class Build:
         stories = []
         for source in tqdm(self.sources, desc="keyframes", disable=len(self.sources) < 2):
             name = self.names[str(source)]
-            moments = choose_moments(source, self.out / "work" / name, self.config)
+            moments = choose_moments(source, self.out / "work" / folder_name(name), self.config)
             groups = groups_of(moments, self.config)
             stories += [(f"{name}-{number:03d}", group) for number, group in enumerate(groups)]
         return stories
@@ -240,7 +243,7 @@ class Build:
     def _story_key(self, said: Sequence[tuple[str, str]]) -> str:
         return digest("narrate", self.model, narrate_question(self.prompts, said))
 
-    def run(self, endpoint: Endpoint, *, progress: bool = True) -> tuple[int, dict[str, str]]:
+    def run(self, endpoint: ChatClient, *, progress: bool = True) -> tuple[int, dict[str, str]]:
         """Ask what has not been answered and write the dataset; (stories written, why others are missing).
 
         Raises UserError if there is nothing to tell of.
@@ -306,7 +309,7 @@ class Build:
         for name, group, texts in told:
             images = []
             for number, moment in enumerate(group):
-                place = Path("images") / name / f"{number:03d}{moment.picture.suffix.lower()}"
+                place = Path("images") / folder_name(name) / f"{number:03d}{moment.picture.suffix.lower()}"
                 target = self.out / place
                 target.parent.mkdir(parents=True, exist_ok=True)
                 beside = target.with_name(f"{target.name}.partial-{os.getpid()}")
@@ -314,4 +317,4 @@ class Build:
                 os.replace(beside, target)
                 images.append(place.as_posix())
             records.append({"id": name, "images": images, "captions": texts})
-        return write_jsonl(self.out / "stories.jsonl", records)
+        return write_jsonl(self.out / "stories.jsonl", records, by="build")

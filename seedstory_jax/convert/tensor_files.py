@@ -107,7 +107,7 @@ class TorchFile(Mapping[str, np.ndarray]):
             import torch
         except ImportError as error:
             raise UserError(
-                f"{path} needs torch to be read: pip install torch (the CPU build will do), or use a .safetensors file"
+                f"{path} needs torch to be read: pip install 'seedstory_jax[convert]' (or torch's CPU build), or use .safetensors"
             ) from error
         try:
             try:

@@ -152,7 +152,7 @@ class Judge:
         try:
             import openai
         except ImportError:
-            raise UserError("the judge needs the openai package: pip install 'seedstory_jax[eval]'") from None
+            raise UserError("the judge needs the openai package: pip install 'seedstory_jax[judge]'") from None
         key = os.environ.get(KEY_VARIABLE)
         if not key:
             raise UserError(

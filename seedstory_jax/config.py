@@ -11,7 +11,7 @@ import importlib.util
 import json
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -263,7 +263,7 @@ CONFIGS = next(filter(Path.is_dir, (Path(__file__).parent / "configs", Path(__fi
 
 
 def config_file(name: str) -> Path:
-    """The file of a config: a path, or the name of one that comes with the package. Raises UserError if there is none."""
+    """The file of a config, by path or by the name of one that comes with the package; raises UserError without one."""
     if "/" not in name and not name.endswith(".py"):
         names = [file.stem for file in CONFIGS.glob("*.py")]
         if name not in names:

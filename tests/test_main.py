@@ -1,3 +1,4 @@
+import contextlib
 import importlib
 import subprocess
 import sys
@@ -43,10 +44,8 @@ def test_only_what_computes_starts_again_with_another_allocator(monkeypatch, cap
     monkeypatch.setattr("seedstory_jax.cli.tune_allocator", lambda: tuned.append(sys.argv[1]))
     for name in COMMANDS:
         monkeypatch.setattr(sys, "argv", ["seedstory", name])
-        try:
+        with contextlib.suppress(SystemExit):
             main([name, "--help"])
-        except SystemExit:
-            pass
     assert tuple(tuned) == COMPUTING
 
 

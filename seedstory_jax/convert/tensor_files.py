@@ -107,7 +107,7 @@ class TorchFile(Mapping[str, np.ndarray]):
             import torch
         except ImportError as error:
             raise UserError(
-                f"{path} needs torch to be read: pip install 'seedstory_jax[convert]' (or torch's CPU build), or use .safetensors"
+                f"{path} needs torch to be read: pip install 'seedstory_jax[convert]' or use a .safetensors file"
             ) from error
         try:
             try:

@@ -16,19 +16,19 @@ setup-dev: $(DEV)/.ready
 $(VENV)/.ready: pyproject.toml setup.py requirements/runtime.txt
 	@test -n "$(PYTHON)"
 	$(PYTHON) -m venv --clear $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)/bin/python -m pip install --quiet --no-deps -r requirements/runtime.txt
-	$(VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	$(VENV)/bin/python -m pip install -qq --upgrade pip
+	$(VENV)/bin/python -m pip install -qq --no-deps -r requirements/runtime.txt
+	$(VENV)/bin/python -m pip install -qq --no-deps --no-build-isolation -e .
 	touch $@
 
 # torch first and alone: the lock leaves it out, so that nothing below can bring its CUDA packages along.
 $(DEV)/.ready: pyproject.toml setup.py requirements/dev.txt
 	@test -n "$(PYTHON_DEV)"
 	$(PYTHON_DEV) -m venv --clear $(DEV)
-	$(DEV)/bin/python -m pip install --quiet --upgrade pip
-	$(DEV)/bin/python -m pip install --quiet $(TORCH)
-	$(DEV)/bin/python -m pip install --quiet --no-deps -r requirements/dev.txt
-	$(DEV)/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	$(DEV)/bin/python -m pip install -qq --upgrade pip
+	$(DEV)/bin/python -m pip install -qq $(TORCH)
+	$(DEV)/bin/python -m pip install -qq --no-deps -r requirements/dev.txt
+	$(DEV)/bin/python -m pip install -qq --no-deps --no-build-isolation -e .
 	touch $@
 
 demo: setup
@@ -51,7 +51,7 @@ lint: setup-dev
 
 # Apart from lint: pyright runs on node, which it fetches at its first start.
 types: setup-dev
-	$(DEV)/bin/python -m pip install --quiet pyright==1.1.405
+	$(DEV)/bin/python -m pip install -qq pyright==1.1.405
 	$(DEV)/bin/python -m pyright
 
 lock:

@@ -51,7 +51,7 @@ lint: setup-dev
 
 # Apart from lint: pyright runs on node, which it fetches at its first start.
 types: setup-dev
-	$(DEV)/bin/python -m pip install -qq pyright==1.1.405
+	$(DEV)/bin/python -m pip install -qq pyright==1.1.414
 	$(DEV)/bin/python -m pyright
 
 lock:

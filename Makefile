@@ -1,36 +1,61 @@
-PYTHON ?= python3
+# .venv: what the toy and its demo need, on the newest Python; .venv-dev: torch beside it, the tests' oracle.
 VENV ?= .venv
-RUN = $(VENV)/bin/python
+DEV ?= .venv-dev
+PYTHON ?= $(shell .ci/find-python 3.12 3.13 3.11)
+PYTHON_DEV ?= $(shell .ci/find-python 3.11 3.12 3.13)
+# Elsewhere than on PyPI, e.g. TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu": no CUDA comes along.
+TORCH ?= torch==2.13.0
 # Compiling, which is most of a test's time, keeps one core busy. A file stays on one worker, with what it has built.
 PARALLEL = -n 2 --dist loadfile
 
-.PHONY: setup demo test test-newest lint clean
+.PHONY: setup setup-dev demo test walk test-newest lint types lock clean
 
 setup: $(VENV)/.ready
+setup-dev: $(DEV)/.ready
 
-# torch first and pinned: the tests' oracle, and an unpinned one would bring its CUDA packages along.
-$(VENV)/.ready: setup.py
-	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --upgrade pip
-	-$(RUN) -m pip install --quiet torch==2.13.0
-	$(RUN) -m pip install --quiet -e '.[test,eval]'
+$(VENV)/.ready: pyproject.toml setup.py requirements/runtime.txt
+	@test -n "$(PYTHON)"
+	$(PYTHON) -m venv --clear $(VENV)
+	$(VENV)/bin/python -m pip install -qq --upgrade pip
+	$(VENV)/bin/python -m pip install -qq --no-deps -r requirements/runtime.txt
+	$(VENV)/bin/python -m pip install -qq --no-deps --no-build-isolation -e .
+	touch $@
+
+# torch first and alone: the lock leaves it out, so that nothing below can bring its CUDA packages along.
+$(DEV)/.ready: pyproject.toml setup.py requirements/dev.txt
+	@test -n "$(PYTHON_DEV)"
+	$(PYTHON_DEV) -m venv --clear $(DEV)
+	$(DEV)/bin/python -m pip install -qq --upgrade pip
+	$(DEV)/bin/python -m pip install -qq $(TORCH)
+	$(DEV)/bin/python -m pip install -qq --no-deps -r requirements/dev.txt
+	$(DEV)/bin/python -m pip install -qq --no-deps --no-build-isolation -e .
 	touch $@
 
 demo: setup
-	$(RUN) -m seedstory_jax.demo
+	$(VENV)/bin/seedstory demo
 
-test: setup
-	$(RUN) -m pytest $(PARALLEL)
+test: setup-dev
+	$(DEV)/bin/python -m pytest $(PARALLEL)
 
-# The tests that need no torch, on the newest jax that Python 3.12 gets.
-test-newest:
-	$(PYTHON312) -m venv .venv312
-	.venv312/bin/python -m pip install --quiet -e '.[test-torch-free,eval-torch-free]'
-	.venv312/bin/python -m pytest $(PARALLEL)
+# What starts real processes, stores, servers and browsers.
+walk: setup-dev
+	$(DEV)/bin/python -m pytest $(PARALLEL) -m 'walk and not every_mesh'
 
-lint: setup
-	$(RUN) -m ruff check .
-	$(RUN) -m ruff format --check .
+# The tests that need no torch, on the newest Python and jax.
+test-newest: setup
+	$(VENV)/bin/python -m pytest $(PARALLEL)
+
+lint: setup-dev
+	$(DEV)/bin/python -m ruff check .
+	$(DEV)/bin/python -m ruff format --check .
+
+# Apart from lint: pyright runs on node, which it fetches at its first start.
+types: setup-dev
+	$(DEV)/bin/python -m pip install -qq pyright==1.1.414
+	$(DEV)/bin/python -m pyright
+
+lock:
+	requirements/lock.sh
 
 clean:
 	rm -rf runs/toy out/demo

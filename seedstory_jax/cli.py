@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from seedstory_jax.config import nearest
-from seedstory_jax.errors import UserError
+from seedstory_jax.errors import UserError, nearest
 
 
 class Parser(argparse.ArgumentParser):

@@ -6,18 +6,17 @@ add what training and sampling need. An unknown key is an error. Sizes, not clas
 
 import ast
 import dataclasses
-import difflib
 import functools
 import importlib.util
 import json
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from seedstory_jax.errors import UserError
+from seedstory_jax.errors import UserError, nearest
 from seedstory_jax.models.qwen_vit import QwenViTConfig
 from seedstory_jax.models.sdxl.detokenizer import DetokenizerConfig
 from seedstory_jax.models.sdxl.noise_schedule import SchedulerConfig
@@ -209,12 +208,6 @@ RENAMED = {
 }
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """A hint for an error message: the known name closest to `name`, or all of them."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
-
-
 def from_dict(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:
     """The (nested) dataclass `cls` from a mapping; raises UserError for an unknown key or a value of another type."""
     hints = typing.get_type_hints(cls)
@@ -289,15 +282,29 @@ def override(config: T, key: str, text: str) -> T:
     return dataclasses.replace(config, **{head: _coerce(hints[head], value, key)})
 
 
-def load_config(path: str | Path, overrides: Mapping[str, str] | None = None) -> Config:
-    """Runs `get_config()` of a config file, "file.py" or "file.py:argument", and applies dotted overrides.
+# Installed, the configs lie inside the package; in a checkout at its root, which is their only copy.
+CONFIGS = next(filter(Path.is_dir, (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")))
 
-    Raises UserError if the file is missing or broken, or a key unknown.
+
+def config_file(name: str) -> Path:
+    """The file of a config, by path or by the name of one that comes with the package; raises UserError without one."""
+    if "/" not in name and not name.endswith(".py"):
+        names = [file.stem for file in CONFIGS.glob("*.py")]
+        if name not in names:
+            raise UserError(f"unknown config {name!r}: choose from {', '.join(sorted(names))}, or give a file's path")
+        return CONFIGS / f"{name}.py"
+    if not Path(name).is_file():
+        raise UserError(f"config file {name!r} not found; by name, from anywhere: --config=toy")
+    return Path(name)
+
+
+def load_config(path: str | Path, overrides: Mapping[str, str] | None = None) -> Config:
+    """Runs `get_config()` of a config, "toy", "file.py" or "file.py:argument", and applies dotted overrides.
+
+    Raises UserError if the name is unknown, the file is missing or broken, or a key unknown.
     """
     name, _, argument = str(path).partition(":")
-    file = Path(name)
-    if not file.is_file():
-        raise UserError(f"config file {name!r} not found; try --config=configs/toy.py")
+    file = config_file(name)
     spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
     if spec is None or spec.loader is None:
         raise UserError(f"config file {name!r} is no Python file")

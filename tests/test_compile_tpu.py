@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 MISSING = importlib.util.find_spec("libtpu") is None
-pytestmark = pytest.mark.skipif(MISSING, reason="libtpu (extra tpu) is not installed")
+pytestmark = [pytest.mark.walk, pytest.mark.skipif(MISSING, reason="libtpu (extra tpu) is not installed")]
 
 
 @pytest.mark.parametrize(("config", "program"), [("seedstory_7b.py", "compact"), ("toy.py", "story_step")])

@@ -79,3 +79,18 @@ def test_config_files_that_do_not_run(tmp_path):
 
 def test_differing_keys_are_dotted():
     assert differing_keys({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == ["a.c: 2 -> 3"]
+
+
+def test_a_config_has_a_name_that_works_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "toy").mkdir()  # a folder of that name is no config
+    assert load_config("toy") == load_config(TOY)
+    assert load_config("seedstory_7b:paper") == load_config(f"{TOY.parent / 'seedstory_7b.py'}:paper")
+    assert load_config("finetune").model.image_size == 1024
+
+
+def test_what_is_no_name_lists_the_names():
+    with pytest.raises(UserError, match="unknown config 'toi': choose from finetune, seedstory_7b, toy, or"):
+        load_config("toi")
+    with pytest.raises(UserError, match=r"'configs/toi.py' not found.*--config=toy"):
+        load_config("configs/toi.py")

@@ -20,7 +20,9 @@ class ClipScore:
             import torch
             from transformers import CLIPModel, CLIPProcessor
         except ImportError as error:
-            raise UserError(f"CLIP score needs torch and transformers ({error}): pip install torch") from None
+            raise UserError(
+                f"CLIP score needs torch and transformers ({error}): pip install 'seedstory_jax[eval]'"
+            ) from None
         self._torch = torch
         try:
             self.model = CLIPModel.from_pretrained(folder, local_files_only=True).eval()

@@ -64,9 +64,7 @@ def _libraries():
         import torch
         from torchmetrics.image.fid import FrechetInceptionDistance
     except ImportError as error:
-        raise UserError(
-            f"FID needs torch and torchmetrics ({error}): pip install 'seedstory_jax[eval]' torch"
-        ) from None
+        raise UserError(f"FID needs torch and torchmetrics ({error}): pip install 'seedstory_jax[eval]'") from None
     return torch, FrechetInceptionDistance
 
 
@@ -77,7 +75,9 @@ def _inception(torch, weights: Path):
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ImportError as error:
-            raise UserError(f"{weights} needs torch-fidelity ({error}): install it or give a TorchScript .pt") from None
+            raise UserError(
+                f"{weights} needs torch-fidelity ({error}): pip install 'seedstory_jax[fid]', or give a .pt"
+            ) from None
         inner = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(weights))
         return _first_of(torch, inner)
     try:

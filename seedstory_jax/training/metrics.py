@@ -174,7 +174,7 @@ def _wandb_run(project: str, workdir: Path, stage: str) -> Any:
         import wandb
     except ImportError:
         raise UserError(
-            f"watch.wandb_project is {project!r}, but wandb is not installed: pip install wandb, or leave it empty"
+            f"watch.wandb_project is {project!r}, but wandb is not installed: pip install 'seedstory_jax[wandb]'"
         ) from None
     name = f"{workdir.name}-{stage}"
     return wandb.init(project=project, id=name, name=name, dir=str(workdir), resume="allow")

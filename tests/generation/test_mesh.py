@@ -5,6 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.walk
 PROGRAM = """
 import jax, numpy as np
 from jax.sharding import AxisType

@@ -194,6 +194,7 @@ def test_conditions_are_pytrees():
     assert [x.shape for x in jax.tree.leaves(jax.tree.map(lambda x: x[:1], condition))] == [(1, 3, 4), (1, 5)]
 
 
+@pytest.mark.walk
 def test_pictures_do_not_depend_on_the_number_of_devices(rendered):
     script = (
         "import json, sys; sys.path.insert(0, sys.argv[1]); import test_render as t;"

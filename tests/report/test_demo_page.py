@@ -69,6 +69,7 @@ def test_a_page_of_nothing(tmp_path):
     assert "<h1>" in write_demo_page(tmp_path / "out", workdir=tmp_path, stories={}).read_text()
 
 
+@pytest.mark.walk
 @pytest.mark.skipif(chromium.find() is None, reason="needs Chromium")
 def test_every_link_and_picture_opens_in_a_browser(page):
     with chromium.Browser() as browser:

@@ -105,6 +105,7 @@ def test_judge_page(tmp_path):
     assert "<h1>" in write_judge_page(tmp_path / "k.html", [], {}, 0).read_text()
 
 
+@pytest.mark.walk
 @pytest.mark.skipif(chromium.find() is None, reason="needs Chromium")
 def test_pages_in_a_browser(page, tmp_path):
     rate = Interval(0.5, 0.2, 0.8, 4)

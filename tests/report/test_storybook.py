@@ -113,6 +113,7 @@ def test_png_size(tmp_path):
     assert href("a b/c.png") == "a%20b/c.png"
 
 
+@pytest.mark.walk
 @pytest.mark.skipif(chromium.find() is None, reason="needs Chromium")
 def test_keys_buttons_swipes_overview_and_theme_in_a_browser(tmp_path):
     page = write_storybook(tmp_path, story(tmp_path, text=EVIL + " {}"))

@@ -45,6 +45,7 @@ def test_a_long_story_is_shown_from_its_first_frame_to_its_last(tmp_path):
     assert shown == [0, 10, 19, 29]
 
 
+@pytest.mark.walk
 @pytest.mark.skipif(chromium.find() is None, reason="needs Chromium")
 def test_somebody_takes_part_in_a_browser(study, tmp_path):
     page, pairs = study

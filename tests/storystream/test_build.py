@@ -174,6 +174,7 @@ def no_waiting(monkeypatch):
 
 
 @needs_ffmpeg
+@pytest.mark.walk
 def test_video_to_dataset(api, video, tmp_path, capsys):
     out = tmp_path / "set"
     more = ["--scene=0.01", "--group=6", "--title=Toy", "--background=A monkey lives here."]
@@ -338,6 +339,7 @@ def test_pictures_with_captions_of_ones_own(frames, tmp_path):
 
 
 @needs_ffmpeg
+@pytest.mark.walk
 def test_keyframes(video, tmp_path):
     found = extract_keyframes(video, tmp_path / "f", scene=0.01)
     assert [round(frame.time) for frame in found] == list(range(0, 36, 3))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.walk
 ROOT = Path(__file__).resolve().parents[2]
 ALONE = (1, 1, 1)
 MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2))

@@ -76,6 +76,7 @@ def tiny_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.walk
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the threads that failed
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_full_disk_says_so_and_older_checkpoints_stay_good(tiny_disk):
@@ -117,6 +118,7 @@ def test_a_full_disk_is_known_in_whatever_orbax_raises(tmp_path, monkeypatch, wh
     checkpoints.close()
 
 
+@pytest.mark.walk
 def test_worker_processes_change_nothing(story_only, undisturbed, rows_of, tmp_path):
     from seedstory_jax.training.train import train
 

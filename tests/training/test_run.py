@@ -52,6 +52,7 @@ def test_a_stage_says_which_stage_it_needs(tmp_path, micro):
         train(config, tmp_path / "run")
 
 
+@pytest.mark.walk
 @pytest.mark.parametrize("seconds_after_first_line", [0.0, 0.3])
 def test_killed_and_started_again_gives_the_same_metrics(
     undisturbed, rows_of, tmp_path, story_only, seconds_after_first_line

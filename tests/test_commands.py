@@ -64,7 +64,7 @@ def test_only_exact_length_keeps_the_model_from_ending_a_story(flags, monkeypatc
         told.append(engine.config.allow_end)
         return {"frames": [{"text": request.text, "image": None}], "ending": "end"}
 
-    monkeypatch.setattr("seedstory_jax.sample.sample", ends_at_once)
+    monkeypatch.setattr("seedstory_jax.sampling.write_one", ends_at_once)
     assert run(flags) == 0 and "(--exact_length goes on)" in capsys.readouterr().out
     assert run({**flags, "--exact_length": True}) == 0
     assert told == [True, False]

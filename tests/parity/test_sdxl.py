@@ -126,6 +126,7 @@ def test_a_perceiver_of_other_sizes(original, write_fixture):
     assert len(result.arrays) == 7 + 2 * 3
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of numpy, in diffusers
 def test_schedules_of_other_lengths(fixtures_dir, write_fixture):
     import torch
 
@@ -159,6 +160,7 @@ def test_schedules_of_other_lengths(fixtures_dir, write_fixture):
     assert result.ok, table_row(result)
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of numpy, in diffusers
 def test_a_detokenizer_of_other_sizes(original, write_fixture, fixtures_dir):
     """Loss, gradients and guided sampling, with the VAE and ViT of their own fixtures."""
     import torch

@@ -129,7 +129,7 @@ def run_fixture(folder: Path, kinds: Mapping[str, Run] | None = None) -> Fixture
 
     Raises UserError for an unknown kind, a file that cannot be read, or an array that our run does not give.
     """
-    kind, kinds = folder.name, KINDS if kinds is None else kinds
+    kind, kinds = folder.absolute().name, KINDS if kinds is None else kinds
     if kind not in kinds:
         raise UserError(f"{folder}: unknown kind of fixture {kind!r}; known: {', '.join(sorted(kinds))}")
     started = time.perf_counter()
@@ -160,15 +160,18 @@ def run_all(
         folders = [directory]
     if not folders:
         raise UserError(f"{str(directory)!r} holds no fixture folder")
-    for folder in folders:
-        try:
-            with jax.default_matmul_precision("highest"):
-                yield run_fixture(folder, kinds)
-        except Exception as error:
-            if show_traceback:
-                traceback.print_exc()
-            what, *_ = str(error).splitlines() or [""]
-            yield FixtureResult(folder.name, error=f"{type(error).__name__}: {what}")
+    return (_result(folder, kinds, show_traceback) for folder in folders)
+
+
+def _result(folder: Path, kinds: Mapping[str, Run] | None, show_traceback: bool) -> FixtureResult:
+    try:
+        with jax.default_matmul_precision("highest"):
+            return run_fixture(folder, kinds)
+    except Exception as error:
+        if show_traceback:
+            traceback.print_exc()
+        what, *_ = str(error).splitlines() or [""]
+        return FixtureResult(folder.name, error=f"{type(error).__name__}: {what}")
 
 
 HEADER = f"{'fixture':<22}{'arrays':>7}{'max abs':>11}{'max rel':>11}{'tolerance':>11}{'seconds':>9}  result"
@@ -200,9 +203,10 @@ def main(argv: Sequence[str]) -> int:
     flags, _ = parser.parse_strictly(argv)
 
     results = []
+    running = run_all(flags.directory, show_traceback=flags.traceback)
     if not flags.json:
         print(HEADER)
-    for result in run_all(flags.directory, show_traceback=flags.traceback):
+    for result in running:
         results.append(result)
         if not flags.json:
             print(table_row(result), flush=True)

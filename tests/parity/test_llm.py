@@ -26,6 +26,7 @@ LLAMA = {
     "eos_token_id": EOS,
     "tie_word_embeddings": False,
 }
+peft_warnings = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 PEFT = {"r": 3, "lora_alpha": 12, "task_type": "CAUSAL_LM", "modules_to_save": SAVED, "target_modules": TARGETS}
 
 
@@ -68,6 +69,7 @@ def image(tokens):
     return [BOI, *range(BOI + 1, BOI + 1 + tokens), EOI]
 
 
+@peft_warnings
 @pytest.mark.parametrize(("grid", "output_grid", "feature_dim"), [(2, 3, 16), (3, 2, 20)])
 def test_losses_and_gradients_of_other_sizes(original, write_fixture, grid, output_grid, feature_dim):
     import torch
@@ -132,6 +134,7 @@ def test_losses_and_gradients_of_other_sizes(original, write_fixture, grid, outp
     assert len(result.arrays) > 40
 
 
+@peft_warnings
 @pytest.mark.parametrize(("grid", "generated"), [(2, 4), (3, 4)])
 def test_generation_of_other_sizes(original, write_fixture, grid, generated):
     """Greedy without a cache; the number of generated image tokens may be less than what is read."""

@@ -14,7 +14,7 @@ from seedstory_jax.data.images import open_image
 from seedstory_jax.data.storystream import StoryDataset
 from seedstory_jax.errors import UserError
 from seedstory_jax.generation.policies import POLICIES
-from seedstory_jax.generation.sample import Request, sample, sample_many
+from seedstory_jax.generation.sample import GivenTurn, Request, sample, sample_many
 from seedstory_jax.generation.story import StoryTeller
 from seedstory_jax.report.storybook import write_storybook
 from seedstory_jax.system import StorySystem, load
@@ -152,17 +152,22 @@ def shown_picture(system: StorySystem, picture) -> np.ndarray:
 
 
 def requests_of(system: StorySystem, dataset: StoryDataset, flags: argparse.Namespace) -> Iterator[Request | Exception]:
-    """One request a story: its first picture and caption; with mode visualize its other captions too."""
+    """One request a story: its given turns (the first one, as a rule); with mode visualize its other captions too."""
     for number, story in enumerate(dataset.stories):
         try:
-            picture = open_image(dataset.image_path(story, 0))
+            pictures = [open_image(dataset.image_path(story, turn)) for turn in range(story.given)]
+            first, *others = [
+                GivenTurn(text, features, None if flags.text_only else shown_picture(system, picture))
+                for text, features, picture in zip(story.captions, system.encode(pictures), pictures, strict=False)
+            ]
             yield Request(
                 name=str(story.id),
                 number=number,
-                text=story.captions[0],
-                image_features=system.encode([picture])[0],
-                picture=None if flags.text_only else shown_picture(system, picture),
-                captions=story.captions[1:] if flags.mode == "visualize" else (),
+                text=first.text,
+                image_features=first.image_features,
+                picture=first.picture,
+                captions=(*story.captions[story.given :], *story.continuation) if flags.mode == "visualize" else (),
+                given=tuple(others),
             )
         except UserError as fault:
             yield fault

@@ -28,6 +28,15 @@ Draw = Callable[[np.ndarray, Sequence[int], Sequence[int]], np.ndarray]
 
 
 @dataclass(frozen=True)
+class GivenTurn:
+    """A turn that is given whole: its caption, image features [q d] and, unless under text only, its picture."""
+
+    text: str
+    image_features: np.ndarray
+    picture: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
 class Request:
     """One story that is asked for.
 
@@ -37,7 +46,8 @@ class Request:
         text: the first caption.
         image_features: [q d] of the first image.
         picture: the first image itself, uint8 [h w 3], kept beside the drawn ones; None under text only.
-        captions: of the sequences after the first, where they are given (mode visualize).
+        captions: of the sequences after the given ones, where they are known (mode visualize).
+        given: turns given after the first, pictures of further characters for example.
     """
 
     name: str
@@ -46,6 +56,7 @@ class Request:
     image_features: np.ndarray
     picture: np.ndarray | None = None
     captions: tuple[str, ...] = ()
+    given: tuple[GivenTurn, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,7 +79,7 @@ def tell(
     """Tells stories together and yields each when it ends; rows up to `batch` stay empty.
 
     "visualize" draws the given captions and ends with the last of them; "generate" takes given captions as far as
-    they go and lets the model write on.
+    they go and lets the model write on. Given turns count as part of the length.
     """
     length = teller.config.length
     rows = batch or len(requests)
@@ -79,25 +90,31 @@ def tell(
     features = np.zeros((rows, *requests[0].image_features.shape), np.float32)
     features[: len(requests)] = [request.image_features for request in requests]
     stories.read([request.text for request in requests] + [""] * (rows - len(requests)), features)
+    for place in range(max((len(request.given) for request in requests), default=0)):
+        turns = [request.given[place] if place < len(request.given) else None for request in requests]
+        for row, turn in enumerate(turns):
+            features[row] = 0 if turn is None else turn.image_features
+        texts = [turn.text if turn else "" for turn in turns] + [""] * (rows - len(requests))
+        stories.read(texts, features, [turn is not None for turn in turns] + [False] * (rows - len(requests)))
     yielded = set(range(len(requests), rows))
-    for number in range(1, length + 1):
+    while len(yielded) < rows:
         captions: list[str | None] = [None] * rows
         for row, request in enumerate(requests):
-            if number <= len(request.captions):
-                captions[row] = request.captions[number - 1]
+            turn = len(stories.rows[row].sequences)
+            place = turn - 1 - len(request.given)
+            if place < len(request.captions):
+                captions[row] = request.captions[place]
             elif mode == "visualize":
                 stories.end(row, "captions")
-            if number == length:
+            if turn == length:
                 stories.end(row, "length")
-        if number < length and stories.active.any():
+        if stories.active.any():
             stories.next(captions)
         for row, request in enumerate(requests):
             state = stories.rows[row]
             if state.ending and row not in yielded:
                 yielded.add(row)
                 yield Told(request, tuple(state.sequences), state.ending, stories.slots)
-        if len(yielded) == rows:
-            return
 
 
 def sample(
@@ -177,13 +194,17 @@ def fault_of(teller: StoryTeller, request: Request) -> UserError | None:
     try:
         if not request.name or "/" in request.name or request.name.startswith("."):
             raise UserError(f"story name {request.name!r} makes no folder: use letters and digits")
-        for number, text in enumerate((request.text, *request.captions)):
+        given = 1 + len(request.given)
+        if given > teller.config.length:
+            raise UserError(f"{given} turns are given, more than length={teller.config.length}: raise --length")
+        for number, text in enumerate((request.text, *(turn.text for turn in request.given), *request.captions)):
             tokenizer.refuse_markup(text)
             count = len(tokenizer.next_turn(text) if number else tokenizer.first_turn(text))
             if count > limit:
                 raise UserError(f"caption {number} has {count} tokens, max_text_tokens is {limit}: {text[:60]!r}")
-        if not np.isfinite(request.image_features).all():
-            raise UserError("the image's features are not finite")
+        for features in (request.image_features, *(turn.image_features for turn in request.given)):
+            if not np.isfinite(features).all():
+                raise UserError("the image's features are not finite")
     except UserError as fault:
         return fault
     return None
@@ -206,8 +227,9 @@ def write_story(teller: StoryTeller, told: Told, folder: Path, draw: Draw | None
         features = np.stack([told.sequences[index].predicted_image_features for index in drawn])
         pixels = dict(zip(drawn, draw(features, [told.request.number] * len(drawn), drawn), strict=True))
     render_s = max(0.0, time.perf_counter() - start - compilations.seconds)
-    if draw and told.request.picture is not None:
-        pixels[0] = told.request.picture
+    if draw:
+        shown = (told.request.picture, *(turn.picture for turn in told.request.given))
+        pixels |= {turn: picture for turn, picture in enumerate(shown) if picture is not None}
 
     frames = []
     for one in told.sequences:

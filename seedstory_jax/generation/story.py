@@ -144,8 +144,13 @@ class Stories:
         """bool [b]: the stories that go on."""
         return np.array([row.ending is None for row in self.rows])
 
-    def read(self, texts: SequenceOf[str], image_features) -> list[Sequence | None]:
-        """Appends a sequence whose caption and image [b q d] are both given, to the stories that go on."""
+    def read(
+        self, texts: SequenceOf[str], image_features, rows: SequenceOf[bool] | None = None
+    ) -> list[Sequence | None]:
+        """Appends a sequence whose caption and image [b q d] are both given, to the stories that go on.
+
+        `rows` bool [b] keeps it to some of them; what is given for the others is ignored.
+        """
         teller, config = self.teller, self.teller.shape.config
         features = np.asarray(image_features, np.float32)
         shape = (len(self.rows), config.output_resampler.grid_size**2, config.input_resampler.kv_dim)
@@ -154,7 +159,7 @@ class Stories:
                 f"{len(texts)} texts and image features of shape {features.shape} for {len(self.rows)} stories; "
                 f"expected features of shape {shape}"
             )
-        active = self.active
+        active = self.active if rows is None else self.active & np.asarray(rows, bool)
         ids = [self._encode(row, text) if goes_on else [] for row, text, goes_on in zip(self.rows, texts, active)]
         self._reserve(active)
         clock = _Clock(teller)

@@ -105,3 +105,51 @@ def test_a_picture_that_cannot_be_drawn_takes_no_other_story_along(teller, image
     counts = sample.sample_many(teller, requests, tmp_path, batch=3, draw=fails_once)
     assert counts == {"written": 2, "skipped": 0, "failed": 1}
     assert not (tmp_path / "s1").exists()
+
+
+def given(number, features):
+    return sample.GivenTurn("ef", features[number], np.full((4, 4, 3), 200 + number, np.uint8))
+
+
+def test_several_turns_are_given(teller, image_features, tmp_path):
+    """Each story has its own number of given turns, and the very words and pictures that it has alone."""
+    several = request(1, image_features, given=(given(2, image_features), given(3, image_features)))
+    requests = [request(0, image_features), several]
+    together = {told.request.name: told for told in sample.tell(teller, requests, batch=3)}
+    (alone,) = sample.tell(teller, [several])
+    assert [one.source for one in together["s1"].sequences] == ["prompt"] * 3 + ["generated"] * 2
+    assert [one.source for one in together["s0"].sequences] == ["prompt"] + ["generated"] * 4
+    assert [one.text for one in together["s1"].sequences] == [one.text for one in alone.sequences]
+    by_hand = teller.start(image_features[1], "abc", seed=sample.story_seed(0, 1))
+    by_hand.read("ef", image_features[2])
+    by_hand.read("ef", image_features[3])
+    assert [one.text for one in by_hand] == [one.text for one in alone.sequences[3:]]
+    np.testing.assert_allclose(
+        alone.sequences[-1].predicted_image_features, by_hand.sequences[-1].predicted_image_features, atol=1e-5
+    )
+
+    story = sample.write_story(teller, together["s1"], tmp_path / "s1", draw)
+    from PIL import Image
+
+    shown = [np.asarray(Image.open(tmp_path / "s1" / frame["image"]))[0, 0, 0] for frame in story["frames"]]
+    assert shown == [1, 202, 203, 1, 1] and [f["source"] for f in story["frames"]][:4] == ["prompt"] * 3 + ["generated"]
+
+
+def test_given_turns_and_captions_end_together(teller, image_features):
+    requests = [
+        request(0, image_features, captions=("de",)),
+        request(1, image_features, captions=("de", "fg", "hi"), given=(given(2, image_features),)),
+    ]
+    told = list(sample.tell(teller, requests, mode="visualize"))
+    assert [(one.request.name, one.ending, len(one.sequences)) for one in told] == [
+        ("s0", "captions", 2),
+        ("s1", "captions", 5),
+    ]
+    assert [one.text for one in told[1].sequences] == ["abc", "ef", "de", "fg", "hi"]
+
+
+def test_more_given_turns_than_the_length(teller, image_features):
+    many = request(1, image_features, given=(given(2, image_features),) * 5)
+    assert "6 turns are given, more than length=5" in str(sample.fault_of(teller, many))
+    bad = sample.GivenTurn("ef", np.full_like(image_features[0], np.nan))
+    assert "not finite" in str(sample.fault_of(teller, request(1, image_features, given=(bad,))))

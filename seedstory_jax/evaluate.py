@@ -4,6 +4,7 @@
     python -m seedstory_jax.evaluate judge ours=out/a theirs=out/b --model=NAME [--base_url=URL] --out=DIR [--dry_run]
     python -m seedstory_jax.evaluate study ours=out/a theirs=out/b --out=DIR
     python -m seedstory_jax.evaluate study --key=DIR/key.json ANSWERS.json ... --out=DIR
+    python -m seedstory_jax.evaluate read-scores RESULTS ... --out=DIR [--exports=DIR]
     python -m seedstory_jax.evaluate attention --workdir=runs/toy --out=DIR
 
 A system is a folder with a folder for each story: ours (story.json), or pictures with captions.txt, captions.json or a
@@ -25,6 +26,7 @@ from seedstory_jax.evaluation import judge_tables, study
 from seedstory_jax.evaluation.attention_statistics import attention_statistics
 from seedstory_jax.evaluation.beginnings import open_dataset, true_stories
 from seedstory_jax.evaluation.clip_score import ClipScore
+from seedstory_jax.evaluation.field_scores import read_scores
 from seedstory_jax.evaluation.judge import ASPECTS, SEGMENTS, Question, comparison_questions, score_questions
 from seedstory_jax.evaluation.judge_client import Answer, Judge, JudgeConfig
 from seedstory_jax.evaluation.measure import Tools, measure
@@ -186,10 +188,25 @@ def attention(arguments: Sequence[str]) -> int:
     return 0
 
 
+def read_field_scores(arguments: Sequence[str]) -> int:
+    """What a benchmark's own evaluators wrote, as tables and as curves by turn and policy."""
+    parser = _parser("read-scores", read_field_scores)
+    parser.add_argument("results", nargs="+", type=Path, help="bench_results, or MMIE's or OpenING's file of results")
+    parser.add_argument("--exports", type=Path, help="where the stories were exported to: says which shots were there")
+    parser.add_argument("--out", type=Path, required=True)
+    flags, _ = parser.parse_strictly(arguments)
+    found = read_scores(flags.results, flags.exports)
+    notes = ["Turn 1 is the given one; shot 1 of the benchmark is turn 2.", *found.notes]
+    section = section_of("Scores by the benchmark's own evaluators", found.measured, found.length)
+    print(f"open {write_figures(flags.out, 'field_scores', 'Scored by the field', [section], notes=notes)}")
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "compare": compare,
     "judge": judge,
     "study": human_study,
+    "read-scores": read_field_scores,
     "attention": attention,
 }
 

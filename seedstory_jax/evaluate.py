@@ -30,6 +30,7 @@ from seedstory_jax.evaluation.field_scores import read_scores
 from seedstory_jax.evaluation.judge import ASPECTS, SEGMENTS, Question, comparison_questions, score_questions
 from seedstory_jax.evaluation.judge_client import Answer, Judge, JudgeConfig
 from seedstory_jax.evaluation.measure import Tools, measure
+from seedstory_jax.evaluation.pretrained import find_aesthetic, find_encoders
 from seedstory_jax.evaluation.stories import StoryFolder, common_stories, read_stories
 from seedstory_jax.report.attention_page import write_attention_page
 from seedstory_jax.report.contact_sheet import write_contact_sheet
@@ -60,10 +61,12 @@ def compare(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--clip", type=Path, help="a local CLIP folder, for the CLIP score")
     parser.add_argument("--inception", type=Path, help="local Inception weights, for FID")
+    parser.add_argument("--weights", type=Path, help="local weights of dino, clip, csd and aesthetic, a folder each")
     parser.add_argument("--out", type=Path, required=True)
     flags, _ = parser.parse_strictly(arguments)
     systems = _shared(read_systems(flags.systems))
     clip = ClipScore(flags.clip) if flags.clip else None
+    encoders, aesthetic = find_encoders(flags.weights), find_aesthetic(flags.weights)
     system = load(flags.workdir) if flags.workdir else None
     names = [story.name for story in next(iter(systems.values()))]
     reference: list[StoryFolder] = []
@@ -73,7 +76,13 @@ def compare(arguments: Sequence[str]) -> int:
         )
         matching = [story for story in reference if story.name in names]
         reference = matching or reference[: len(names)]
-    tools = Tools(encode=system.encode if system else None, clip=clip, inception=flags.inception)
+    tools = Tools(
+        encode=system.encode if system else None,
+        clip=clip,
+        inception=flags.inception,
+        encoders=encoders,
+        aesthetic=aesthetic,
+    )
     with tqdm(total=len(systems) * len(names), desc="measuring", unit="story") as bar:
         measured = measure(systems, tools, reference=reference, progress=lambda *_: bar.update(1))
     sheets = {}

@@ -16,6 +16,7 @@ from seedstory_jax.evaluation.picture_metrics import (
     character_consistency,
     copied_picture,
     likeness_to_first,
+    pretrained_columns,
     style_consistency,
 )
 from seedstory_jax.evaluation.policy_table import records_of
@@ -35,12 +36,17 @@ class Tools:
         encode: the ViT's image features; None leaves out consistency of characters and the Fréchet distance.
         clip: (pictures, texts) -> scores; None leaves out the CLIP score.
         inception: a weights file; None leaves out FID.
+        encoders: pretrained networks by name (see `pretrained`); each makes two columns, and one that sees parts of a
+            picture two more.
+        aesthetic: pictures -> scores; None leaves out the aesthetic score.
         probe: the toy world's own judge: True, False, or None to use it where the first captions are the toy's.
     """
 
     encode: Encode | None = None
     clip: Callable[[Sequence[np.ndarray], Sequence[str]], Sequence[float]] | None = None
     inception: Path | None = None
+    encoders: Mapping[str, Encode] = field(default_factory=dict)
+    aesthetic: Callable[[Sequence[np.ndarray]], Sequence[float]] | None = None
     probe: bool | None = None
 
 
@@ -117,6 +123,10 @@ def _frames(story: StoryFolder, pictures, tools: Tools) -> tuple[list[dict], np.
             features = np.asarray(tools.encode(pictures), np.float64)
             columns["character_consistency"] = character_consistency(features)
             columns["likeness_to_first"] = likeness_to_first(features)
+        for name, encode in tools.encoders.items():
+            columns |= pretrained_columns(name, np.asarray(encode(pictures), np.float64))
+        if tools.aesthetic is not None:
+            columns["aesthetic_score"] = [float(score) for score in tools.aesthetic(pictures)]
         if tools.clip is not None:
             columns["clip_score"] = list(tools.clip(pictures, story.texts))
         for name, values in columns.items():

@@ -56,6 +56,22 @@ def test_a_system_that_repeats_its_prompt(stories):
     assert not any(column(found, "true", "copied_picture")[1:3]) and "scene" not in found.records[0]
 
 
+def test_pretrained_networks_are_columns(stories):
+    tools = Tools(
+        encoders={"net": lambda pictures: encode(pictures).mean(1), "parts": encode},
+        aesthetic=lambda pictures: [5.0 + k for k in range(len(pictures))],
+        probe=False,
+    )
+    found = measure({"true": stories[:1], "text": [StoryFolder("a", ("Once.",), (None,))]}, tools)
+    first, *rest = [record for record in found.records if record["policy"] == "true"]
+    names = {"net_to_first", "net_to_before", "parts_to_first", "parts_to_before"}
+    names |= {"parts_character_consistency", "parts_likeness_to_first"}
+    assert names < first.keys() and all(first[name] is None for name in names)
+    assert all(0 < record[name] <= 1 for record in rest for name in ("net_to_first", "net_to_before"))
+    assert [record["aesthetic_score"] for record in (first, *rest)] == [5.0, 6.0, 7.0, 8.0, 9.0, 10.0]
+    assert not names & found.records[-1].keys()  # a story without pictures
+
+
 def test_text_only_and_no_toy(stories):
     plain = [StoryFolder("a", ("Once.", "Twice upon a time."), (None, None))]
     found = measure({"plain": plain}, Tools(encode=encode), reference=stories)

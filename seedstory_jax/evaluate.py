@@ -8,7 +8,8 @@
     python -m seedstory_jax.evaluate attention --workdir=runs/toy --out=DIR
 
 A system is a folder with a folder for each story: ours (story.json), or pictures with captions.txt, captions.json or a
-.txt beside each picture. Stories of two systems are matched by their folders' names.
+.txt beside each picture. Stories of two systems are matched by their folders' names. Folders as other systems' public
+code leaves them are known too (docs/benchmarks.md).
 """
 
 import json
@@ -29,6 +30,7 @@ from seedstory_jax.evaluation.clip_score import ClipScore
 from seedstory_jax.evaluation.field_scores import read_scores
 from seedstory_jax.evaluation.judge import ASPECTS, SEGMENTS, Question, comparison_questions, score_questions
 from seedstory_jax.evaluation.judge_client import Answer, Judge, JudgeConfig
+from seedstory_jax.evaluation.layouts import read_published
 from seedstory_jax.evaluation.measure import Tools, measure
 from seedstory_jax.evaluation.pretrained import find_aesthetic, find_encoders
 from seedstory_jax.evaluation.stories import StoryFolder, common_stories, read_stories
@@ -55,6 +57,7 @@ def compare(arguments: Sequence[str]) -> int:
     """Tables and curves of some systems over the stories they share, as an ablation has them."""
     parser = _parser("compare", compare)
     parser.add_argument("systems", nargs="+", help="NAME=FOLDER, one or more")
+    parser.add_argument("--captions", type=Path, help="a story set: texts of systems that write pictures alone")
     parser.add_argument("--workdir", type=Path, help="a run whose ViT measures pictures")
     parser.add_argument(
         "--reference", type=Path, help="true stories (.jsonl); default: the workdir's validation stories"
@@ -64,7 +67,7 @@ def compare(arguments: Sequence[str]) -> int:
     parser.add_argument("--weights", type=Path, help="local weights of dino, clip, csd and aesthetic, a folder each")
     parser.add_argument("--out", type=Path, required=True)
     flags, _ = parser.parse_strictly(arguments)
-    systems = _shared(read_systems(flags.systems))
+    systems = _shared(read_systems(flags.systems, flags.captions))
     clip = ClipScore(flags.clip) if flags.clip else None
     encoders, aesthetic = find_encoders(flags.weights), find_aesthetic(flags.weights)
     system = load(flags.workdir) if flags.workdir else None
@@ -99,6 +102,7 @@ def judge(arguments: Sequence[str]) -> int:
     """Comparative and single scores by a language model behind any OpenAI-compatible endpoint."""
     parser = _parser("judge", judge)
     parser.add_argument("systems", nargs="+", help="NAME=FOLDER, one or more (one alone is only scored)")
+    parser.add_argument("--captions", type=Path, help="a story set: texts of systems that write pictures alone")
     parser.add_argument("--model", required=True, help="the judge's name at the endpoint")
     parser.add_argument("--base_url", default="", help="the endpoint; the key comes from OPENAI_API_KEY")
     parser.add_argument("--aspects", default=",".join(ASPECTS))
@@ -110,7 +114,7 @@ def judge(arguments: Sequence[str]) -> int:
     parser.add_argument("--dry_run", action="store_true", help="count calls and tokens, ask nothing")
     parser.add_argument("--out", type=Path, required=True)
     flags, _ = parser.parse_strictly(arguments)
-    systems = _shared(read_systems(flags.systems), flags.num_stories)
+    systems = _shared(read_systems(flags.systems, flags.captions), flags.num_stories)
     if flags.segments < 1:
         raise UserError(f"--segments={flags.segments}: show at least 1")
     options = {"aspects": flags.aspects.split(","), "segments": flags.segments, "pictures": not flags.text_only}
@@ -149,6 +153,7 @@ def human_study(arguments: Sequence[str]) -> int:
     """A page that shows pairs of stories blind and asks five questions; with --key, its answers as a table."""
     parser = _parser("study", human_study)
     parser.add_argument("inputs", nargs="+", help="NAME=FOLDER, two or more; with --key: exported answers")
+    parser.add_argument("--captions", type=Path, help="a story set: texts of systems that write pictures alone")
     parser.add_argument("--key", type=Path, help="key.json of a study: read its answers back")
     parser.add_argument("--pairs", type=int, default=20, help="how many pairs people see; 0: all there are")
     parser.add_argument("--frames", type=int, default=10, help="frames shown of a story, evenly spread")
@@ -164,7 +169,7 @@ def human_study(arguments: Sequence[str]) -> int:
         write_text(flags.out / "study.md", study.results_markdown(results, asked))
         print(study.results_markdown(results, asked))
         return 0
-    systems = read_systems(flags.inputs)
+    systems = read_systems(flags.inputs, flags.captions)
     questions = _questions(flags.questions) if flags.questions else study.QUESTIONS
     pairs = study.make_pairs(systems, seed=flags.seed, limit=flags.pairs)
     page = write_study_page(
@@ -220,8 +225,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 }
 
 
-def read_systems(arguments: Sequence[str]) -> dict[str, list[StoryFolder]]:
-    """Stories by system from NAME=FOLDER; UserError for anything else."""
+def read_systems(arguments: Sequence[str], captions: Path | None = None) -> dict[str, list[StoryFolder]]:
+    """Stories by system from NAME=FOLDER, ours or in a layout of others (`layouts`); UserError for anything else."""
     systems: dict[str, list[StoryFolder]] = {}
     for argument in arguments:
         name, equals, folder = argument.partition("=")
@@ -229,7 +234,7 @@ def read_systems(arguments: Sequence[str]) -> dict[str, list[StoryFolder]]:
             raise UserError(f"{argument!r} names no system: write NAME=FOLDER, as in ours=out/stories")
         if name in systems:
             raise UserError(f"system {name!r} is given twice; names must differ")
-        systems[name] = read_stories(Path(folder))
+        systems[name] = read_published(Path(folder), captions) or read_stories(Path(folder))
     return systems
 
 

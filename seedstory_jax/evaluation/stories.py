@@ -50,7 +50,7 @@ def read_stories(path: Path) -> list[StoryFolder]:
         )
     if _is_story(path):
         return [read_story(path)]
-    stories = [read_story(folder) for folder in sorted(path.iterdir(), key=_natural) if _is_story(folder)]
+    stories = [read_story(folder) for folder in sorted(path.iterdir(), key=natural) if _is_story(folder)]
     if not stories:
         raise UserError(
             f"{path} holds no stories: a story is a folder with story.json, or with pictures and captions.txt, "
@@ -63,7 +63,7 @@ def read_story(folder: Path) -> StoryFolder:
     """One story's folder. Raises UserError if texts and pictures do not fit each other."""
     if (folder / "story.json").is_file():
         return _read_own(folder)
-    images = sorted((path for path in folder.iterdir() if path.suffix.lower() in PICTURES), key=_natural)
+    images = sorted((path for path in folder.iterdir() if path.suffix.lower() in PICTURES), key=natural)
     beside = [path.with_suffix(".txt") for path in images]
     if (folder / "captions.json").is_file():
         texts = _read_json(folder / "captions.json")
@@ -154,6 +154,6 @@ def _read_text(path: Path) -> str:
         raise UserError(f"{path} cannot be read: {error}") from None
 
 
-def _natural(path: Path) -> list:
+def natural(path: Path) -> list:
     """Names in the order a person expects: 2.png before 10.png."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", path.name) if part]

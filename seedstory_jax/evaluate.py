@@ -4,6 +4,7 @@
     python -m seedstory_jax.evaluate judge ours=out/a theirs=out/b --model=NAME [--base_url=URL] --out=DIR [--dry_run]
     python -m seedstory_jax.evaluate study ours=out/a theirs=out/b --out=DIR
     python -m seedstory_jax.evaluate study --key=DIR/key.json ANSWERS.json ... --out=DIR
+    python -m seedstory_jax.evaluate agreement --judge=DIR/judge.json --key=DIR/key.json ANSWERS.json ... --out=DIR
     python -m seedstory_jax.evaluate read-scores RESULTS ... --out=DIR [--exports=DIR]
     python -m seedstory_jax.evaluate attention --workdir=runs/toy --out=DIR
 
@@ -23,7 +24,7 @@ from tqdm import tqdm
 from seedstory_jax import cli
 from seedstory_jax.config import nearest
 from seedstory_jax.errors import UserError
-from seedstory_jax.evaluation import judge_tables, study
+from seedstory_jax.evaluation import agreement, judge_tables, study
 from seedstory_jax.evaluation.attention_statistics import attention_statistics
 from seedstory_jax.evaluation.beginnings import open_dataset, true_stories
 from seedstory_jax.evaluation.clip_score import ClipScore
@@ -34,6 +35,7 @@ from seedstory_jax.evaluation.layouts import read_published
 from seedstory_jax.evaluation.measure import Tools, measure
 from seedstory_jax.evaluation.pretrained import find_aesthetic, find_encoders
 from seedstory_jax.evaluation.stories import StoryFolder, common_stories, read_stories
+from seedstory_jax.report.agreement_page import write_agreement_page
 from seedstory_jax.report.attention_page import write_attention_page
 from seedstory_jax.report.contact_sheet import write_contact_sheet
 from seedstory_jax.report.figures_page import section_of, write_figures
@@ -141,6 +143,7 @@ def write_judgement(out: Path, answers: Sequence[Answer]) -> Path:
     content = {
         "duels": [asdict(duel) for duel in duels],
         "scores": {system: {aspect: asdict(i) for aspect, i in own.items()} for system, own in scores.items()},
+        "verdicts": judge_tables.story_verdicts(answers),
         "faults": faults,
     }
     write_text(out / "judge.json", json.dumps(content, indent=1) + "\n")
@@ -202,6 +205,22 @@ def attention(arguments: Sequence[str]) -> int:
     return 0
 
 
+def judge_agreement(arguments: Sequence[str]) -> int:
+    """How far a judge and the people of a study agree on the same stories: Cohen's kappa by question."""
+    parser = _parser("agreement", judge_agreement)
+    parser.add_argument("answers", nargs="+", type=Path, help="answers that the study's page exported")
+    parser.add_argument("--judge", type=Path, required=True, help="judge.json of `evaluate judge`")
+    parser.add_argument("--key", type=Path, required=True, help="key.json of the study")
+    parser.add_argument("--out", type=Path, required=True)
+    flags, _ = parser.parse_strictly(arguments)
+    found = agreement.judge_and_study(flags.judge, flags.key, flags.answers)
+    write_text(flags.out / "agreement.json", json.dumps([asdict(one) for one in found], indent=1) + "\n")
+    write_text(flags.out / "agreement.md", agreement.markdown(found))
+    print(agreement.markdown(found))
+    print(f"open {write_agreement_page(flags.out / 'index.html', found)}")
+    return 0
+
+
 def read_field_scores(arguments: Sequence[str]) -> int:
     """What a benchmark's own evaluators wrote, as tables and as curves by turn and policy."""
     parser = _parser("read-scores", read_field_scores)
@@ -220,6 +239,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "compare": compare,
     "judge": judge,
     "study": human_study,
+    "agreement": judge_agreement,
     "read-scores": read_field_scores,
     "attention": attention,
 }

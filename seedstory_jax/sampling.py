@@ -156,19 +156,12 @@ def requests_of(system: StorySystem, dataset: StoryDataset, flags: argparse.Name
     for number, story in enumerate(dataset.stories):
         try:
             pictures = [open_image(dataset.image_path(story, turn)) for turn in range(story.given)]
-            first, *others = [
+            turns = [
                 GivenTurn(text, features, None if flags.text_only else shown_picture(system, picture))
                 for text, features, picture in zip(story.captions, system.encode(pictures), pictures, strict=False)
             ]
-            yield Request(
-                name=str(story.id),
-                number=number,
-                text=first.text,
-                image_features=first.image_features,
-                picture=first.picture,
-                captions=(*story.captions[story.given :], *story.continuation) if flags.mode == "visualize" else (),
-                given=tuple(others),
-            )
+            captions = (*story.captions[story.given :], *story.continuation) if flags.mode == "visualize" else ()
+            yield Request.of(str(story.id), number, turns, captions)
         except UserError as fault:
             yield fault
 

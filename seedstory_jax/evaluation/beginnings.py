@@ -1,13 +1,14 @@
 """The first stories of a StoryStream file, as beginnings to tell on from and as true stories to compare with."""
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 from seedstory_jax.data.images import open_image
 from seedstory_jax.data.storystream import StoryDataset
 from seedstory_jax.errors import UserError
 from seedstory_jax.evaluation.stories import StoryFolder
-from seedstory_jax.generation.sample import Request
+from seedstory_jax.generation.sample import GivenTurn, Request
 
 
 def open_dataset(system, path: Path | None, image_root: Path | None = None) -> StoryDataset:
@@ -23,18 +24,19 @@ def beginnings(system, dataset: StoryDataset, count: int, *, visualize: bool = F
     if count > len(dataset):
         raise UserError(f"--num_stories={count}: there are only {len(dataset)} stories")
     stories = list(dataset.stories[: count or None])
-    pictures = [open_image(dataset.image_path(story, 0)) for story in stories]
-    features = system.encode(pictures)
+    given = [(story, turn) for story in stories for turn in range(story.given)]
+    pictures = [open_image(dataset.image_path(story, turn)) for story, turn in given]
+    shown = map(system.workspace.pixel_transform.pixels, pictures)
+    texts = [story.captions[turn] for story, turn in given]
+    turns = iter([GivenTurn(*turn) for turn in zip(texts, system.encode(pictures), shown, strict=True)])
     return [
-        Request(
-            name=str(story.id),
-            number=number,
-            text=story.captions[0],
-            image_features=feature,
-            picture=system.workspace.pixel_transform.pixels(picture),
-            captions=tuple(story.captions[1:]) if visualize else (),
+        Request.of(
+            str(story.id),
+            number,
+            list(islice(turns, story.given)),
+            (*story.captions[story.given :], *story.continuation) if visualize else (),
         )
-        for number, (story, feature, picture) in enumerate(zip(stories, features, pictures, strict=True))
+        for number, story in enumerate(stories)
     ]
 
 

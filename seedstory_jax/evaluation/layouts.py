@@ -122,7 +122,7 @@ def _with_set(
     texts = texts if story.continuation else (*texts, *("" for _ in shown))
     given = [root / image for image in story.images]
     images = [*given, *shown, *[None] * (len(texts) - len(given) - len(shown))]
-    return StoryFolder(str(story.id), tuple(texts), tuple(images[: len(texts)]))
+    return StoryFolder(str(story.id), tuple(texts), tuple(images[: len(texts)]), {"given": len(given)})
 
 
 def _flat(path: Path, pictures: Sequence[Path], lines: Sequence[tuple[Story, dict, Path]]) -> list[StoryFolder]:

@@ -29,6 +29,12 @@ class StoryFolder:
     def __len__(self) -> int:
         return len(self.texts)
 
+    @property
+    def given(self) -> int:
+        """Turns that were given, the first ones; one where nothing says otherwise."""
+        frames = self.facts.get("frames", ())
+        return int(self.facts.get("given", 0)) or max(1, sum(frame.get("source") == "prompt" for frame in frames))
+
     def pictures(self) -> list[np.ndarray] | None:
         """All pictures uint8[H W 3], or None if one is missing. Raises UserError for a file that is no picture."""
         if not self.images or any(path is None for path in self.images):

@@ -58,6 +58,12 @@ class Request:
     captions: tuple[str, ...] = ()
     given: tuple[GivenTurn, ...] = ()
 
+    @classmethod
+    def of(cls, name: str, number: int, turns: Sequence[GivenTurn], captions: Sequence[str] = ()) -> "Request":
+        """A request whose first turns are given, one or more."""
+        first, *others = turns
+        return cls(name, number, first.text, first.image_features, first.picture, tuple(captions), tuple(others))
+
 
 @dataclass(frozen=True)
 class Told:

@@ -72,6 +72,19 @@ def test_pretrained_networks_are_columns(stories):
     assert not names & found.records[-1].keys()  # a story without pictures
 
 
+def test_given_turns_count_nowhere(stories):
+    frames = [{"source": "prompt"}] * 3 + [{"source": "generated"}] * 3
+    given = [StoryFolder(s.name, s.texts, s.images, {"frames": frames}) for s in stories]
+    assert given[0].given == 3 and stories[0].given == 1
+    found = measure({"all": stories, "given": given}, Tools(encode=encode), reference=stories)
+    rows = {name: [r for r in found.records if r["policy"] == name and r["story"] == "s0"] for name in ("all", "given")}
+    assert rows["given"][0] == {**rows["all"][0], "policy": "given"} and rows["given"][3:][0]["scene"] is True
+    for row in rows["given"][1:3]:
+        assert {key for key, value in row.items() if value is not None} == {"policy", "story", "frame"}
+    assert [r["said_before"] for r in rows["given"][3:]] == [r["said_before"] for r in rows["all"][3:]]
+    assert found.figures["given"]["frechet_vit"].mean > found.figures["all"]["frechet_vit"].mean
+
+
 def test_text_only_and_no_toy(stories):
     plain = [StoryFolder("a", ("Once.", "Twice upon a time."), (None, None))]
     found = measure({"plain": plain}, Tools(encode=encode), reference=stories)

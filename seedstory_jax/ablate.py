@@ -20,6 +20,7 @@ from seedstory_jax.evaluation.ablation import Run, Setup, generate_runs, plan_ru
 from seedstory_jax.evaluation.bootstrap import Interval
 from seedstory_jax.evaluation.clip_score import ClipScore
 from seedstory_jax.evaluation.measure import Measurement, Tools, measure
+from seedstory_jax.evaluation.pretrained import find_aesthetic, find_encoders
 from seedstory_jax.evaluation.prompts import open_dataset, prompts_of, true_stories, whole_numbers
 from seedstory_jax.generation.policies import POLICIES
 from seedstory_jax.generation.story_files import Request
@@ -51,6 +52,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--clip", type=Path, help="a local CLIP folder, for the CLIP score")
     parser.add_argument("--inception", type=Path, help="local Inception weights, for FID")
+    parser.add_argument("--weights", type=Path, help="local weights of dino, clip, csd and aesthetic, a folder each")
     parser.add_argument("--out", type=Path, required=True)
     flags, overrides = parser.parse_strictly(arguments)
     outputs.claim(
@@ -58,7 +60,12 @@ def main(arguments: Sequence[str]) -> int:
     )
     lengths = whole_numbers(flags.length, "length")
     runs = plan_runs([name for name in flags.policies.split(",") if name], flags.sweep, lengths)
-    clip = ClipScore(flags.clip) if flags.clip else None
+    tools = Tools(
+        clip=ClipScore(flags.clip) if flags.clip else None,
+        inception=flags.inception,
+        encoders=find_encoders(flags.weights),
+        aesthetic=find_aesthetic(flags.weights),
+    )
     system = load(flags.workdir, load_config(flags.config, overrides) if flags.config else None)
     dataset = open_dataset(system, flags.stories, flags.image_root)
     requests = prompts_of(system, dataset, flags.num_stories)
@@ -66,7 +73,7 @@ def main(arguments: Sequence[str]) -> int:
     generate_ablation(
         system, runs, requests, flags.out, drawn=flags.drawn, timed=not flags.untimed, batch=flags.batch, **rendering
     )
-    tools = Tools(encode=None if flags.drawn == 0 else system.encode, clip=clip, inception=flags.inception)
+    tools = dataclasses.replace(tools, encode=None if flags.drawn == 0 else system.encode)
     reference = true_stories(dataset, flags.num_stories)
     page, _ = write_ablation(flags.out, runs, [request.name for request in requests], tools, reference)
     print(f"{len(runs)} runs; open {page}")

@@ -4,10 +4,13 @@
     python -m seedstory_jax.evaluate judge ours=out/a theirs=out/b --model=NAME [--base_url=URL] --out=DIR [--dry_run]
     python -m seedstory_jax.evaluate study ours=out/a theirs=out/b --out=DIR
     python -m seedstory_jax.evaluate study --key=DIR/key.json ANSWERS.json ... --out=DIR
+    python -m seedstory_jax.evaluate agreement --judge=DIR/judge.json --key=DIR/key.json ANSWERS.json ... --out=DIR
+    python -m seedstory_jax.evaluate read-scores RESULTS ... --out=DIR [--exports=DIR]
     python -m seedstory_jax.evaluate attention --workdir=runs/toy --out=DIR
 
 A system is a folder with a folder for each story: ours (story.json), or pictures with captions.txt, captions.json or a
-.txt beside each picture. Stories of two systems are matched by their folders' names.
+.txt beside each picture. Stories of two systems are matched by their folders' names. Folders as other systems' public
+code leaves them are known too (docs/benchmarks.md).
 """
 
 import json
@@ -24,15 +27,19 @@ from seedstory_jax.config import nearest
 from seedstory_jax.data.names import folder_name, read_regular
 from seedstory_jax.data.storystream import StoryFault, strict_json
 from seedstory_jax.errors import UserError
-from seedstory_jax.evaluation import judge_tables, study
+from seedstory_jax.evaluation import agreement, judge_tables, study
 from seedstory_jax.evaluation.attention_statistics import attention_statistics
 from seedstory_jax.evaluation.clip_score import ClipScore
+from seedstory_jax.evaluation.field_scores import read_scores
 from seedstory_jax.evaluation.judge import ASPECTS, SEGMENTS, Question, comparison_questions, score_questions
 from seedstory_jax.evaluation.judge_client import Answer, Judge, JudgeConfig
+from seedstory_jax.evaluation.layouts import read_published
 from seedstory_jax.evaluation.measure import Tools, measure
+from seedstory_jax.evaluation.pretrained import find_aesthetic, find_encoders
 from seedstory_jax.evaluation.prompts import open_dataset, true_stories
 from seedstory_jax.evaluation.stories import StoryFolder, common_stories, read_stories
 from seedstory_jax.pipeline import load
+from seedstory_jax.report.agreement_page import write_agreement_page
 from seedstory_jax.report.attention_page import write_attention_page
 from seedstory_jax.report.contact_sheet import write_contact_sheet
 from seedstory_jax.report.figures_page import section_of, write_figures
@@ -55,20 +62,23 @@ def compare(arguments: Sequence[str]) -> int:
     """Tables and curves of some systems over the stories they share, as an ablation has them."""
     parser = _parser("compare", compare)
     parser.add_argument("systems", nargs="+", help="NAME=FOLDER, one or more")
+    parser.add_argument("--captions", type=Path, help="a story set: texts of systems that write pictures alone")
     parser.add_argument("--workdir", type=Path, help="a run whose ViT measures pictures")
     parser.add_argument(
         "--reference", type=Path, help="true stories (.jsonl); default: the workdir's validation stories"
     )
     parser.add_argument("--clip", type=Path, help="a local CLIP folder, for the CLIP score")
     parser.add_argument("--inception", type=Path, help="local Inception weights, for FID")
+    parser.add_argument("--weights", type=Path, help="local weights of dino, clip, csd and aesthetic, a folder each")
     parser.add_argument("--out", type=Path, required=True)
     flags, _ = parser.parse_strictly(arguments)
     outputs.claim(
         *(flags.out / name for name in ("comparison.json", "comparison.md", "comparison.csv", "index.html")),
         by="report",
     )
-    systems = _shared(read_systems(flags.systems))
+    systems = _shared(read_systems(flags.systems, flags.captions))
     clip = ClipScore(flags.clip) if flags.clip else None
+    encoders, aesthetic = find_encoders(flags.weights), find_aesthetic(flags.weights)
     system = load(flags.workdir) if flags.workdir else None
     names = [story.name for story in next(iter(systems.values()))]
     reference: list[StoryFolder] = []
@@ -78,7 +88,13 @@ def compare(arguments: Sequence[str]) -> int:
         )
         matching = [story for story in reference if story.name in names]
         reference = matching or reference[: len(names)]
-    tools = Tools(encode=system.encode if system else None, clip=clip, inception=flags.inception)
+    tools = Tools(
+        encode=system.encode if system else None,
+        clip=clip,
+        inception=flags.inception,
+        encoders=encoders,
+        aesthetic=aesthetic,
+    )
     with tqdm(total=len(systems) * len(names), desc="measuring", unit="story") as bar:
         measured = measure(systems, tools, reference=reference, progress=lambda *_: bar.update(1))
     sheets = {}
@@ -95,6 +111,7 @@ def judge(arguments: Sequence[str]) -> int:
     """Comparative and single scores by a language model behind any OpenAI-compatible endpoint."""
     parser = _parser("judge", judge)
     parser.add_argument("systems", nargs="+", help="NAME=FOLDER, one or more (one alone is only scored)")
+    parser.add_argument("--captions", type=Path, help="a story set: texts of systems that write pictures alone")
     parser.add_argument("--model", required=True, help="the judge's name at the endpoint")
     parser.add_argument("--base_url", default="", help=f"the endpoint; its key comes from {KEY_VARIABLE}")
     parser.add_argument("--proxy", default="", help="address of a proxy; the environment's are not used")
@@ -111,7 +128,7 @@ def judge(arguments: Sequence[str]) -> int:
     for what, address in (("--base_url", flags.base_url), ("--proxy", flags.proxy)):
         if address:
             check_address(address, what)
-    systems = _shared(read_systems(flags.systems), flags.num_stories)
+    systems = _shared(read_systems(flags.systems, flags.captions), flags.num_stories)
     if flags.segments < 1:
         raise UserError(f"--segments={flags.segments}: show at least 1")
     options = {"aspects": flags.aspects.split(","), "segments": flags.segments, "pictures": not flags.text_only}
@@ -140,6 +157,7 @@ def write_judgement(out: Path, answers: Sequence[Answer]) -> Path:
     content = {
         "duels": [asdict(duel) for duel in duels],
         "scores": {system: {aspect: asdict(i) for aspect, i in own.items()} for system, own in scores.items()},
+        "verdicts": judge_tables.story_verdicts(answers),
         "faults": faults,
     }
     write_text(out / "judge.json", json.dumps(content, indent=1) + "\n")
@@ -152,6 +170,7 @@ def human_study(arguments: Sequence[str]) -> int:
     """A page that shows pairs of stories blind and asks five questions; with --key, its answers as a table."""
     parser = _parser("study", human_study)
     parser.add_argument("inputs", nargs="+", help="NAME=FOLDER, two or more; with --key: exported answers")
+    parser.add_argument("--captions", type=Path, help="a story set: texts of systems that write pictures alone")
     parser.add_argument("--key", type=Path, help="key.json of a study: read its answers back")
     parser.add_argument("--pairs", type=int, default=20, help="how many pairs people see; 0: all there are")
     parser.add_argument("--frames", type=int, default=10, help="frames shown of a story, evenly spread")
@@ -170,7 +189,7 @@ def human_study(arguments: Sequence[str]) -> int:
         return 0
     outputs.claim(flags.out / "study.html", by="report")
     outputs.claim(flags.out / "key.json", by="study")
-    systems = read_systems(flags.inputs)
+    systems = read_systems(flags.inputs, flags.captions)
     questions = _questions(flags.questions) if flags.questions else study.QUESTIONS
     pairs = study.make_pairs(systems, seed=flags.seed, limit=flags.pairs)
     page = write_study_page(
@@ -204,16 +223,48 @@ def attention(arguments: Sequence[str]) -> int:
     return 0
 
 
+def judge_agreement(arguments: Sequence[str]) -> int:
+    """How far a judge and the people of a study agree on the same stories: Cohen's kappa by question."""
+    parser = _parser("agreement", judge_agreement)
+    parser.add_argument("answers", nargs="+", type=Path, help="answers that the study's page exported")
+    parser.add_argument("--judge", type=Path, required=True, help="judge.json of `evaluate judge`")
+    parser.add_argument("--key", type=Path, required=True, help="key.json of the study")
+    parser.add_argument("--out", type=Path, required=True)
+    flags, _ = parser.parse_strictly(arguments)
+    found = agreement.judge_and_study(flags.judge, flags.key, flags.answers)
+    write_text(flags.out / "agreement.json", json.dumps([asdict(one) for one in found], indent=1) + "\n")
+    write_text(flags.out / "agreement.md", agreement.markdown(found))
+    print(agreement.markdown(found))
+    print(f"open {write_agreement_page(flags.out / 'index.html', found)}")
+    return 0
+
+
+def read_field_scores(arguments: Sequence[str]) -> int:
+    """What a benchmark's own evaluators wrote, as tables and as curves by turn and policy."""
+    parser = _parser("read-scores", read_field_scores)
+    parser.add_argument("results", nargs="+", type=Path, help="bench_results, or MMIE's or OpenING's file of results")
+    parser.add_argument("--exports", type=Path, help="where the stories were exported to: says which shots were there")
+    parser.add_argument("--out", type=Path, required=True)
+    flags, _ = parser.parse_strictly(arguments)
+    found = read_scores(flags.results, flags.exports)
+    notes = ["Turn 1 is the given one; shot 1 of the benchmark is turn 2.", *found.notes]
+    section = section_of("Scores by the benchmark's own evaluators", found.measured, found.length)
+    print(f"open {write_figures(flags.out, 'field_scores', 'Scored by the field', [section], notes=notes)}")
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "compare": compare,
     "judge": judge,
     "study": human_study,
+    "agreement": judge_agreement,
+    "read-scores": read_field_scores,
     "attention": attention,
 }
 
 
-def read_systems(arguments: Sequence[str]) -> dict[str, list[StoryFolder]]:
-    """Stories by system from NAME=FOLDER; UserError for anything else."""
+def read_systems(arguments: Sequence[str], captions: Path | None = None) -> dict[str, list[StoryFolder]]:
+    """Stories by system from NAME=FOLDER, ours or in a layout of others (`layouts`); UserError for anything else."""
     systems: dict[str, list[StoryFolder]] = {}
     for argument in arguments:
         name, equals, folder = argument.partition("=")
@@ -221,7 +272,7 @@ def read_systems(arguments: Sequence[str]) -> dict[str, list[StoryFolder]]:
             raise UserError(f"{argument!r} names no system: write NAME=FOLDER, as in ours=out/stories")
         if name in systems:
             raise UserError(f"system {name!r} is given twice; names must differ")
-        systems[name] = read_stories(Path(folder))
+        systems[name] = read_published(Path(folder), captions) or read_stories(Path(folder))
     return systems
 
 

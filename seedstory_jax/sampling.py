@@ -18,7 +18,7 @@ from seedstory_jax.data.storystream import StoryDataset, caption_lines
 from seedstory_jax.errors import UserError
 from seedstory_jax.generation.engine import StoryEngine
 from seedstory_jax.generation.policies import POLICIES
-from seedstory_jax.generation.story_files import Request, write_many, write_one
+from seedstory_jax.generation.story_files import GivenTurn, Request, write_many, write_one
 from seedstory_jax.pipeline import StoryPipeline, load
 from seedstory_jax.report.storybook import write_storybook
 
@@ -176,19 +176,16 @@ def shown_image(pipeline: StoryPipeline, image) -> np.ndarray:
 def requests_of(
     pipeline: StoryPipeline, dataset: StoryDataset, flags: argparse.Namespace
 ) -> Iterator[Request | Exception]:
-    """One request a story: its first image and caption; with mode visualize its other captions too."""
+    """One request a story: its given turns (the first one, as a rule); with mode visualize its other captions too."""
     for number, story in enumerate(dataset.stories):
         try:
-            image = dataset.picture(story, 0)
-            yield Request(
-                name=str(story.id),
-                number=number,
-                text=story.captions[0],
-                image_features=pipeline.encode([image])[0],
-                image=None if flags.text_only else shown_image(pipeline, image),
-                captions=story.captions[1:] if flags.mode == "visualize" else (),
-                image_digest=digest(image),
-            )
+            images = [dataset.picture(story, turn) for turn in range(story.given)]
+            turns = [
+                GivenTurn(text, features, None if flags.text_only else shown_image(pipeline, image), digest(image))
+                for text, features, image in zip(story.captions, pipeline.encode(images), images, strict=False)
+            ]
+            captions = (*story.captions[story.given :], *story.continuation) if flags.mode == "visualize" else ()
+            yield Request.of(str(story.id), number, turns, captions)
         except UserError as fault:
             yield fault
 

@@ -27,11 +27,18 @@ MAX_LINE = 16 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Story:
-    """One story: as many captions as images; image paths are relative to the image root."""
+    """One story: as many captions as images; image paths are relative to the image root.
+
+    Attributes:
+        given: first turns that a generated story is given; the model goes on from them.
+        continuation: captions of turns to come that have no picture yet, for `sample.py --mode=visualize`.
+    """
 
     id: int | str
     images: tuple[str, ...]
     captions: tuple[str, ...]
+    given: int = 1
+    continuation: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -72,7 +79,12 @@ def parse_story(line: str | bytes, *, min_images: int = 1) -> Story:
         fault = path_fault(image)
         if fault:
             raise StoryFault(f"image {number}: {fault}")
-    return Story(record["id"], tuple(images), tuple(captions))
+    given, continuation = record.get("given", 1), record.get("continuation", [])
+    if not isinstance(given, int) or not 1 <= given <= len(images):
+        raise StoryFault(f"given is {given!r}, of {len(images)} turns")
+    if not isinstance(continuation, list) or not all(isinstance(text, str) and text.strip() for text in continuation):
+        raise StoryFault("continuation must be a list of captions")
+    return Story(record["id"], tuple(images), tuple(captions), given, tuple(continuation))
 
 
 def strict_json(text: str) -> Any:

@@ -40,6 +40,25 @@ def likeness_to_first(
     return [None, *(best_match(centred[i], centred[0]) for i in range(1, len(features)))]
 
 
+def pretrained_columns(name: str, encoded: Float[np.ndarray, "i *qd"]) -> dict[str, list[float | None]]:
+    """What a pretrained network says of a story's pictures, by column; None for the first picture.
+
+    `encoded` is a vector a picture [i d], or [i 1+q d] with the vectors of its q parts behind it. `<name>_to_first` is
+    the cosine with the first picture, `<name>_to_before` its mean with all before; with parts,
+    `<name>_character_consistency` and `<name>_likeness_to_first` are `character_consistency` and `likeness_to_first`.
+    """
+    whole = encoded if encoded.ndim == 2 else encoded[:, 0]
+    turns = range(1, len(whole))
+    columns: dict[str, list[float | None]] = {
+        f"{name}_to_first": [None, *(float(cosine(whole[i], whole[0])) for i in turns)],
+        f"{name}_to_before": [None, *(float(cosine(whole[:i], whole[[i] * i]).mean()) for i in turns)],
+    }
+    if encoded.ndim == 3:
+        columns[f"{name}_character_consistency"] = character_consistency(encoded[:, 1:])
+        columns[f"{name}_likeness_to_first"] = likeness_to_first(encoded[:, 1:])
+    return columns
+
+
 def style(picture: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "d"]:
     """Colours and texture of a picture: a 4 x 4 x 4 colour histogram and one of edge strengths, each of sum 1."""
     bins = (picture // 64).reshape(-1, 3).astype(int)

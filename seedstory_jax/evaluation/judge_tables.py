@@ -37,11 +37,7 @@ def duels(answers: Sequence[Answer]) -> list[Duel]:
     found = []
     for (_, aspect), stories in groups.items():
         pair = next(iter(stories.values()))[0].question.systems
-        verdicts = {}
-        for story, pair_of_answers in stories.items():
-            read = [answer.verdict for answer in pair_of_answers]
-            if None not in read:
-                verdicts[story] = read[0] if len(set(read)) == 1 else "tie"
+        verdicts = {story: agreed for story, own in stories.items() if (agreed := _agreed(own)) is not None}
         wins = tuple(sum(v == name for v in verdicts.values()) for name in pair)
         rates = tuple(bootstrap_mean({s: [v == name] for s, v in verdicts.items()}) for name in pair)
         choices = {
@@ -53,6 +49,29 @@ def duels(answers: Sequence[Answer]) -> list[Duel]:
         ties = len(verdicts) - sum(wins)
         found.append(Duel(pair, aspect, wins, ties, rates, bootstrap_mean(choices), bootstrap_mean(torn), unread))
     return found
+
+
+def story_verdicts(answers: Sequence[Answer]) -> list[dict]:
+    """What both orders agree on (else "tie"), as {systems, aspect, story, verdict}, of every story that was read."""
+    groups: dict[tuple, list[Answer]] = {}
+    for answer in answers:
+        question = answer.question
+        if question.kind == "compare":
+            key = (tuple(sorted(question.systems)), question.aspect, question.story)
+            groups.setdefault(key, []).append(answer)
+    found = [
+        {"systems": list(systems), "aspect": aspect, "story": story, "verdict": _agreed(own)}
+        for (systems, aspect, story), own in groups.items()
+    ]
+    return [one for one in found if one["verdict"] is not None]
+
+
+def _agreed(answers: Sequence[Answer]) -> str | None:
+    """The verdict that the orders share, "tie" where they differ, None where one was not read."""
+    read = [answer.verdict for answer in answers]
+    if None in read:
+        return None
+    return read[0] if len(set(read)) == 1 else "tie"
 
 
 def mean_scores(answers: Sequence[Answer]) -> dict[str, dict[str, Interval]]:

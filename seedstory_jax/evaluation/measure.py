@@ -16,6 +16,7 @@ from seedstory_jax.evaluation.image_metrics import (
     character_consistency,
     copied_picture,
     likeness_to_first,
+    pretrained_columns,
     style_consistency,
 )
 from seedstory_jax.evaluation.policy_table import records_of
@@ -35,12 +36,17 @@ class Tools:
         encode: the ViT's image features; None leaves out consistency of characters and the Fréchet distance.
         clip: (pictures, texts) -> scores; None leaves out the CLIP score.
         inception: a weights file; None leaves out FID.
+        encoders: pretrained networks by name (see `pretrained`); each makes two columns, and one that sees parts of a
+            picture two more.
+        aesthetic: pictures -> scores; None leaves out the aesthetic score.
         probe: the toy world's own judge: True, False, or None to use it where the first captions are the toy's.
     """
 
     encode: Encode | None = None
     clip: Callable[[Sequence[np.ndarray], Sequence[str]], Sequence[float]] | None = None
     inception: Path | None = None
+    encoders: Mapping[str, Encode] = field(default_factory=dict)
+    aesthetic: Callable[[Sequence[np.ndarray]], Sequence[float]] | None = None
     probe: bool | None = None
 
 
@@ -61,31 +67,33 @@ def measure(
 ) -> Measurement:
     """Measures every system's stories; `reference` are true stories, for the Fréchet distances.
 
-    The first frame of a story is its prompt: it is compared with, and counts in no figure.
+    The first frame of a story is its prompt: it is compared with, and counts in no figure; neither do further turns
+    that were given.
     Raises UserError for pictures that cannot be read, and for libraries or weights that are missing.
     """
     found = Measurement()
     pooled: dict[str, list[np.ndarray]] = {}
     drawn: dict[str, list[np.ndarray]] = {}
-    told: list[tuple[str, str, list[dict], tuple | None]] = []  # a story's records, and what the probe shall judge
+    told: list[tuple[str, StoryFolder, list[dict], tuple | None]] = []  # with its records and what the probe judges
     for system, stories in systems.items():
         for story in stories:
             pictures = story.pictures()
             rows, features = _frames(story, pictures, tools)
             judged = tools.probe or (tools.probe is None and _is_toy(story.texts[0]))
-            told.append((system, story.name, rows, (list(story.texts), pictures) if judged else None))
-            if features is not None and len(features) > 1:
-                pooled.setdefault(system, []).append(features[1:].mean(1))
+            told.append((system, story, rows, (list(story.texts), pictures) if judged else None))
+            if features is not None and len(features) > story.given:
+                pooled.setdefault(system, []).append(features[story.given :].mean(1))
             if tools.inception is not None and pictures is not None:
-                drawn.setdefault(system, []).extend(pictures[1:])
+                drawn.setdefault(system, []).extend(pictures[story.given :])
         found.figures[system] = _text_figures(stories)
     scores = score_stories([judged for *_, judged in told if judged])
-    for system, name, rows, judged in told:
-        progress(system, name)
+    for system, story, rows, judged in told:
+        progress(system, story.name)
         if judged:
             for row, score in zip(rows, next(scores), strict=True):
                 row |= asdict(score)
-        found.records += records_of(system, name, rows)
+        rows[1 : story.given] = [dict.fromkeys(row) for row in rows[1 : story.given]]
+        found.records += records_of(system, story.name, rows)
     true = [pictures[1:] for story in reference if (pictures := story.pictures()) is not None]
     if true and tools.encode is not None:
         true_features = np.concatenate([tools.encode(pictures).mean(1) for pictures in true if pictures])
@@ -117,6 +125,10 @@ def _frames(story: StoryFolder, pictures, tools: Tools) -> tuple[list[dict], np.
             features = np.asarray(tools.encode(pictures), np.float64)
             columns["character_consistency"] = character_consistency(features)
             columns["likeness_to_first"] = likeness_to_first(features)
+        for name, encode in tools.encoders.items():
+            columns |= pretrained_columns(name, np.asarray(encode(pictures), np.float64))
+        if tools.aesthetic is not None:
+            columns["aesthetic_score"] = [float(score) for score in tools.aesthetic(pictures)]
         if tools.clip is not None:
             columns["clip_score"] = list(tools.clip(pictures, story.texts))
         for name, values in columns.items():
@@ -133,7 +145,7 @@ def _is_toy(caption: str) -> bool:
 
 def _text_figures(stories: Sequence[StoryFolder]) -> dict[str, Interval]:
     return {
-        f"distinct_{n}": bootstrap_mean({story.name: [distinct(story.texts[1:], n)] for story in stories})
+        f"distinct_{n}": bootstrap_mean({story.name: [distinct(story.texts[story.given :], n)] for story in stories})
         for n in (1, 2)
     } | {"length": bootstrap_mean({story.name: [len(story)] for story in stories})}
 

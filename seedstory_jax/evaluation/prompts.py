@@ -2,13 +2,14 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 from seedstory_jax.data.images import digest
 from seedstory_jax.data.storystream import StoryDataset
 from seedstory_jax.errors import UserError
 from seedstory_jax.evaluation.stories import StoryFolder
-from seedstory_jax.generation.story_files import Request
+from seedstory_jax.generation.story_files import GivenTurn, Request
 
 
 def open_dataset(system, path: Path | None, image_root: Path | None = None) -> StoryDataset:
@@ -27,19 +28,21 @@ def prompts_of(system, dataset: StoryDataset, count: int, *, visualize: bool = F
     twice = [name for name, count in Counter(str(story.id) for story in stories).items() if count > 1]
     if twice:
         raise UserError(f"the id {twice[0]!r} stands more than once: a story is generated and found by its id")
-    images = [dataset.picture(story, 0) for story in stories]
-    features = system.encode(images)
+    given = [(story, turn) for story in stories for turn in range(story.given)]
+    images = [dataset.picture(story, turn) for story, turn in given]
+    shown = map(system.run_data.pixel_transform.pixels, images)
+    texts = [story.captions[turn] for story, turn in given]
+    turns = iter(
+        [GivenTurn(*turn) for turn in zip(texts, system.encode(images), shown, map(digest, images), strict=True)]
+    )
     return [
-        Request(
-            name=str(story.id),
-            number=number,
-            text=story.captions[0],
-            image_features=feature,
-            image=system.run_data.pixel_transform.pixels(image),
-            captions=tuple(story.captions[1:]) if visualize else (),
-            image_digest=digest(image),
+        Request.of(
+            str(story.id),
+            number,
+            list(islice(turns, story.given)),
+            (*story.captions[story.given :], *story.continuation) if visualize else (),
         )
-        for number, (story, feature, image) in enumerate(zip(stories, features, images, strict=True))
+        for number, story in enumerate(stories)
     ]
 
 

@@ -31,6 +31,12 @@ class StoryFolder:
     def __len__(self) -> int:
         return len(self.texts)
 
+    @property
+    def given(self) -> int:
+        """Turns that were given, the first ones; one where nothing says otherwise."""
+        frames = self.facts.get("frames", ())
+        return int(self.facts.get("given", 0)) or max(1, sum(frame.get("source") == "prompt" for frame in frames))
+
     def pictures(self) -> list[np.ndarray] | None:
         """All pictures uint8[H W 3], or None if one is missing. Raises UserError for a file that is no picture."""
         if not self.images or any(path is None for path in self.images):
@@ -52,7 +58,7 @@ def read_stories(path: Path) -> list[StoryFolder]:
         )
     if _is_story(path):
         return [read_story(path)]
-    stories = [read_story(folder) for folder in sorted(path.iterdir(), key=_natural) if _is_story(folder)]
+    stories = [read_story(folder) for folder in sorted(path.iterdir(), key=natural) if _is_story(folder)]
     if not stories:
         raise UserError(
             f"{path} holds no stories: a story is a folder with story.json, or with pictures and captions.txt, "
@@ -65,7 +71,7 @@ def read_story(folder: Path) -> StoryFolder:
     """One story's folder. Raises UserError if texts and pictures do not fit each other."""
     if (folder / "story.json").is_file():
         return _read_own(folder)
-    images = sorted((path for path in folder.iterdir() if path.suffix.lower() in PICTURES), key=_natural)
+    images = sorted((path for path in folder.iterdir() if path.suffix.lower() in PICTURES), key=natural)
     beside = [path.with_suffix(".txt") for path in images]
     if (folder / "captions.json").is_file():
         texts = _read_json(folder / "captions.json")
@@ -157,6 +163,6 @@ def _read_text(path: Path) -> str:
         raise UserError(f"{path} cannot be read as text: no UTF-8 at byte {error.start}") from None
 
 
-def _natural(path: Path) -> list:
+def natural(path: Path) -> list:
     """Names in the order a person expects: 2.png before 10.png."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", path.name) if part]

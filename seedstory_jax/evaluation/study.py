@@ -82,8 +82,8 @@ def read_questions(key_path: Path) -> dict[str, str]:
     return _read(key_path, ("study", "questions", "pairs"))["questions"]
 
 
-def read_back(key_path: Path, answer_paths: Sequence[Path]) -> list[Result]:
-    """Table 3: shares with intervals by bootstrap over people (over stories, where only one person answered).
+def read_answers(key_path: Path, answer_paths: Sequence[Path]) -> tuple[dict, dict[int, Pair], dict[str, dict]]:
+    """(the key, its pairs by number, what each person answered, by pair and question).
 
     Raises UserError for files that are no answers, of another study, or twice the same person's.
     """
@@ -115,6 +115,15 @@ def read_back(key_path: Path, answer_paths: Sequence[Path]) -> list[Result]:
         people[found["person"]] = _checked(path, found["answers"], pairs, key["questions"])
     if not people:
         raise UserError("no answers were given: name the JSON files that the study's page exported")
+    return key, pairs, people
+
+
+def read_back(key_path: Path, answer_paths: Sequence[Path]) -> list[Result]:
+    """Table 3: shares with intervals by bootstrap over people (over stories, where only one person answered).
+
+    Raises what `read_answers` raises.
+    """
+    key, pairs, people = read_answers(key_path, answer_paths)
     return [
         result
         for systems in dict.fromkeys(tuple(sorted((pair.left, pair.right))) for pair in pairs.values())

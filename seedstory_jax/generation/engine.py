@@ -142,7 +142,7 @@ class StorySession:
         """bool [b]: the stories that go on."""
         return np.array([row.ending is None for row in self.rows])
 
-    def append(self, texts: Sequence[str], image_features) -> list[Turn | None]:
+    def append(self, texts: Sequence[str], image_features, rows: Sequence[bool] | None = None) -> list[Turn | None]:
         """Appends a turn whose caption and image [b q d] are both given, to the stories that go on."""
         engine, config = self.engine, self.engine.spec.config
         features = np.asarray(image_features, np.float32)
@@ -152,7 +152,7 @@ class StorySession:
                 f"{len(texts)} texts and image features of shape {features.shape} for {len(self.rows)} stories; "
                 f"expected features of shape {shape}"
             )
-        active = self.active
+        active = self.active if rows is None else self.active & np.asarray(rows, bool)
         ids = [self._encode(row, text) if goes_on else [] for row, text, goes_on in zip(self.rows, texts, active)]
         self._reserve(active)
         clock = _Clock(engine)

@@ -33,6 +33,23 @@ Render = Callable[[np.ndarray, Sequence[int], Sequence[int]], np.ndarray]
 
 
 @dataclass(frozen=True)
+class GivenTurn:
+    """A turn that is given whole.
+
+    Attributes:
+        text: its caption.
+        image_features: [q d].
+        image: uint8 [h w 3]; None for text only.
+        image_digest: of its pixels (`data.images.digest`).
+    """
+
+    text: str
+    image_features: np.ndarray
+    image: np.ndarray | None = None
+    image_digest: str = ""
+
+
+@dataclass(frozen=True)
 class Request:
     """One story to be generated.
 
@@ -42,8 +59,9 @@ class Request:
         text: the first caption.
         image_features: [q d] of the first image.
         image: the first image itself, uint8 [h w 3], stored with the rendered ones; None for text only.
-        captions: of the turns after the first, where they are given (mode visualize).
+        captions: of the turns after the given ones, where they are known (mode visualize).
         image_digest: of the first image's pixels (`data.images.digest`); tells a restart whether it is the same story.
+        given: turns given after the first, images of further characters for example.
     """
 
     name: str
@@ -53,6 +71,22 @@ class Request:
     image: np.ndarray | None = None
     captions: tuple[str, ...] = ()
     image_digest: str = ""
+    given: tuple[GivenTurn, ...] = ()
+
+    @classmethod
+    def of(cls, name: str, number: int, turns: Sequence[GivenTurn], captions: Sequence[str] = ()) -> "Request":
+        """A request whose first turns are given, one or more."""
+        first, *others = turns
+        return cls(
+            name,
+            number,
+            first.text,
+            first.image_features,
+            image=first.image,
+            captions=tuple(captions),
+            image_digest=first.image_digest,
+            given=tuple(others),
+        )
 
 
 @dataclass(frozen=True)
@@ -75,7 +109,7 @@ def generate(
     """Generates stories together and yields each when it ends; rows up to `batch` stay empty.
 
     "visualize" predicts images for the given captions and ends with the last of them; "generate" takes given captions
-    as far as they go and lets the model write on.
+    as far as they go and lets the model write on. Given turns count as part of the length.
     """
     length = engine.config.length
     rows = batch or len(requests)
@@ -86,25 +120,31 @@ def generate(
     features = np.zeros((rows, *requests[0].image_features.shape), np.float32)
     features[: len(requests)] = [request.image_features for request in requests]
     session.append([request.text for request in requests] + [""] * (rows - len(requests)), features)
+    for place in range(max((len(request.given) for request in requests), default=0)):
+        turns = [request.given[place] if place < len(request.given) else None for request in requests]
+        for row, turn in enumerate(turns):
+            features[row] = 0 if turn is None else turn.image_features
+        texts = [turn.text if turn else "" for turn in turns] + [""] * (rows - len(requests))
+        session.append(texts, features, [turn is not None for turn in turns] + [False] * (rows - len(requests)))
     yielded = set(range(len(requests), rows))
-    for number in range(1, length + 1):
+    while len(yielded) < rows:
         captions: list[str | None] = [None] * rows
         for row, request in enumerate(requests):
-            if number <= len(request.captions):
-                captions[row] = request.captions[number - 1]
+            turn = len(session.rows[row].turns)
+            place = turn - 1 - len(request.given)
+            if place < len(request.captions):
+                captions[row] = request.captions[place]
             elif mode == "visualize":
                 session.end(row, "captions")
-            if number == length:
+            if turn == length:
                 session.end(row, "length")
-        if number < length and session.active.any():
+        if session.active.any():
             session.next(captions)
         for row, request in enumerate(requests):
             state = session.rows[row]
             if state.ending and row not in yielded:
                 yielded.add(row)
                 yield GeneratedStory(request, tuple(state.turns), state.ending, session.slots)
-        if len(yielded) == rows:
-            return
 
 
 def write_one(
@@ -195,13 +235,17 @@ def fault_of(engine: StoryEngine, request: Request) -> UserError | None:
     """Reason why a request cannot be generated, found before any other story depends on it."""
     tokenizer, limit = engine.tokenizer, engine.config.max_text_tokens
     try:
-        for number, text in enumerate((request.text, *request.captions)):
+        given = 1 + len(request.given)
+        if given > engine.config.length:
+            raise UserError(f"{given} turns are given, more than length={engine.config.length}: raise --length")
+        for number, text in enumerate((request.text, *(turn.text for turn in request.given), *request.captions)):
             tokenizer.refuse_markup(text)
             count = len(tokenizer.next_turn(text) if number else tokenizer.first_turn(text))
             if count > limit:
                 raise UserError(f"caption {number} has {count} tokens, max_text_tokens is {limit}: {text[:60]!r}")
-        if not np.isfinite(request.image_features).all():
-            raise UserError("the image's features are not finite")
+        for features in (request.image_features, *(turn.image_features for turn in request.given)):
+            if not np.isfinite(features).all():
+                raise UserError("the image's features are not finite")
     except UserError as fault:
         return fault
     return None
@@ -233,8 +277,9 @@ def _write_parts(
         features = np.stack([story.turns[index].predicted_image_features for index in indices])
         pixels = dict(zip(indices, render(features, [story.request.number] * len(indices), indices), strict=True))
     render_s = max(0.0, time.perf_counter() - start - compilations.seconds)
-    if render and story.request.image is not None:
-        pixels[0] = story.request.image
+    if render:
+        given = (story.request.image, *(turn.image for turn in story.request.given))
+        pixels |= {index: image for index, image in enumerate(given) if image is not None}
 
     frames = []
     for turn in story.turns:
@@ -274,7 +319,8 @@ def settings_of(engine: StoryEngine, mode: str) -> dict[str, Any]:
 
 def prompt_digest(request: Request) -> str:
     """A digest of a story's prompt: its texts, its number (which keys the noise) and the first image."""
-    prompt = [request.number, request.text, request.captions, request.image_digest]
+    given = [[turn.text, turn.image_digest] for turn in request.given]
+    prompt = [request.number, request.text, request.captions, request.image_digest, *given]
     return hashlib.sha256(json.dumps(prompt).encode()).hexdigest()[:16]
 
 

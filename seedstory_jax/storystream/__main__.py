@@ -8,6 +8,8 @@ pack DIR --out=DIR                         pictures into ArrayRecord shards
 tokenizer FILE --out=DIR                   a tokenizer of a dataset's own words, for small models
 build VIDEO ... --out=DIR                  a dataset from videos or folders of frames
 features FILE --workdir=DIR --out=DIR      a trained model's image features of every picture
+import FORMAT DIR --out=SET                a benchmark's data as stories for sample.py --stories
+export FORMAT STORIES --set=SET --out=DIR  generated stories in a benchmark's layout
 """
 
 import tempfile
@@ -164,6 +166,20 @@ def _features(arguments: Sequence[str]) -> int:
     return features(arguments)
 
 
+def _import(arguments: Sequence[str]) -> int:
+    """A benchmark's data as a set of stories (--help shows all flags)."""
+    from seedstory_jax.storystream.benchmarks.command import import_main
+
+    return import_main(arguments)
+
+
+def _export(arguments: Sequence[str]) -> int:
+    """Generated stories in a benchmark's layout (--help shows all flags)."""
+    from seedstory_jax.storystream.benchmarks.command import export_main
+
+    return export_main(arguments)
+
+
 COMMANDS = {
     "validate": _validate,
     "stats": _stats,
@@ -173,6 +189,8 @@ COMMANDS = {
     "build": _build,
     "tokenizer": _tokenizer,
     "features": _features,
+    "import": _import,
+    "export": _export,
 }
 
 

@@ -45,11 +45,20 @@ def test_a_story():
         (b'{"id": "\\ud800", "images": ["a"], "captions": ["b"]}', "half a surrogate pair"),
         (b'{"id": 1, "images": ["a"], "captions": ["b"], "title": "\\uDC00"}', "half a surrogate pair"),
         ({"id": 1, "images": ["http://x/y.png"], "captions": ["b"]}, "an address"),
+        ({**GOOD, "given": 3}, "given is 3, of 2 turns"),
+        ({**GOOD, "given": "all"}, "given is 'all'"),
+        ({**GOOD, "continuation": ["three", ""]}, "continuation must be a list of captions"),
     ],
 )
 def test_what_is_no_story(line, reason):
     with pytest.raises(StoryFault, match=reason):
         parse_story(line if isinstance(line, bytes) else json.dumps(line))
+
+
+def test_given_turns_and_captions_to_come():
+    assert parse_story(json.dumps(GOOD)).given == 1 and parse_story(json.dumps(GOOD)).continuation == ()
+    story = parse_story(json.dumps({**GOOD, "given": 2, "continuation": ["three"]}))
+    assert story.given == 2 and story.continuation == ("three",) and len(story) == 2
 
 
 def test_dataset(tmp_path):

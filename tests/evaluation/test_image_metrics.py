@@ -7,6 +7,7 @@ from seedstory_jax.evaluation.image_metrics import (
     copied_picture,
     cosine,
     likeness_to_first,
+    pretrained_columns,
     style,
     style_consistency,
 )
@@ -52,3 +53,16 @@ def test_copied_picture():
     prompt = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
     assert copied_picture(prompt, prompt) and copied_picture(np.repeat(np.repeat(prompt, 2, 0), 2, 1), prompt)
     assert not copied_picture(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8), prompt)
+
+
+def test_columns_of_a_pretrained_network():
+    vectors = np.array([[1.0, 0], [0, 1], [1, 1]])
+    columns = pretrained_columns("net", vectors)
+    assert columns["net_to_first"] == [None, 0, pytest.approx(0.5**0.5)]
+    assert columns["net_to_before"] == [None, 0, pytest.approx(0.5**0.5)] and len(columns) == 2
+    parts = np.random.default_rng(0).normal(size=(3, 5, 4))
+    columns = pretrained_columns("net", parts)
+    assert columns["net_to_first"][1] == pytest.approx(cosine(parts[1, 0], parts[0, 0]))
+    assert columns["net_character_consistency"] == character_consistency(parts[:, 1:])
+    assert columns["net_likeness_to_first"] == likeness_to_first(parts[:, 1:])
+    assert pretrained_columns("net", vectors[:1]) == {"net_to_first": [None], "net_to_before": [None]}

@@ -56,6 +56,35 @@ def test_a_system_that_repeats_its_prompt(stories):
     assert not any(column(found, "true", "copied_picture")[1:3]) and "scene" not in found.records[0]
 
 
+def test_pretrained_networks_are_columns(stories):
+    tools = Tools(
+        encoders={"net": lambda pictures: encode(pictures).mean(1), "parts": encode},
+        aesthetic=lambda pictures: [5.0 + k for k in range(len(pictures))],
+        probe=False,
+    )
+    found = measure({"true": stories[:1], "text": [StoryFolder("a", ("Once.",), (None,))]}, tools)
+    first, *rest = [record for record in found.records if record["policy"] == "true"]
+    names = {"net_to_first", "net_to_before", "parts_to_first", "parts_to_before"}
+    names |= {"parts_character_consistency", "parts_likeness_to_first"}
+    assert names < first.keys() and all(first[name] is None for name in names)
+    assert all(0 < record[name] <= 1 for record in rest for name in ("net_to_first", "net_to_before"))
+    assert [record["aesthetic_score"] for record in (first, *rest)] == [5.0, 6.0, 7.0, 8.0, 9.0, 10.0]
+    assert not names & found.records[-1].keys()  # a story without pictures
+
+
+def test_given_turns_count_nowhere(stories):
+    frames = [{"source": "prompt"}] * 3 + [{"source": "generated"}] * 3
+    given = [StoryFolder(s.name, s.texts, s.images, {"frames": frames}) for s in stories]
+    assert given[0].given == 3 and stories[0].given == 1
+    found = measure({"all": stories, "given": given}, Tools(encode=encode), reference=stories)
+    rows = {name: [r for r in found.records if r["policy"] == name and r["story"] == "s0"] for name in ("all", "given")}
+    assert rows["given"][0] == {**rows["all"][0], "policy": "given"} and rows["given"][3:][0]["scene"] is True
+    for row in rows["given"][1:3]:
+        assert {key for key, value in row.items() if value is not None} == {"policy", "story", "frame"}
+    assert [r["said_before"] for r in rows["given"][3:]] == [r["said_before"] for r in rows["all"][3:]]
+    assert found.figures["given"]["frechet_vit"].mean > found.figures["all"]["frechet_vit"].mean
+
+
 def test_text_only_and_no_toy(stories):
     plain = [StoryFolder("a", ("Once.", "Twice upon a time."), (None, None))]
     found = measure({"plain": plain}, Tools(encode=encode), reference=stories)

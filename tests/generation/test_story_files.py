@@ -10,7 +10,16 @@ from seedstory_jax.errors import UserError
 from seedstory_jax.generation.engine import StoryEngine
 from seedstory_jax.generation.interface import GenerationConfig
 from seedstory_jax.generation.policies import MultimodalSink
-from seedstory_jax.generation.story_files import Request, write_many, write_one
+from seedstory_jax.generation.story_files import (
+    GivenTurn,
+    Request,
+    fault_of,
+    generate,
+    story_seed,
+    write_many,
+    write_one,
+    write_story,
+)
 
 POLICY = MultimodalSink(window=2, head=(1, 1), tail=(1, 1))
 CONFIG = GenerationConfig(length=5, max_text_tokens=6, allow_end=False)
@@ -155,3 +164,51 @@ def test_an_image_that_cannot_be_rendered_takes_no_other_story_along(engine, ima
     counts = write_many(engine, requests, tmp_path, batch=3, render=fails_once)
     assert counts == {"written": 2, "skipped": 0, "failed": 1}
     assert not (tmp_path / "s1").exists()
+
+
+def given(number, features):
+    return GivenTurn("ef", features[number], np.full((4, 4, 3), 200 + number, np.uint8))
+
+
+def test_several_turns_are_given(engine, image_features, tmp_path):
+    """Each story has its own number of given turns, and the very words and pictures that it has alone."""
+    several = request(1, image_features, given=(given(2, image_features), given(3, image_features)))
+    requests = [request(0, image_features), several]
+    together = {one.request.name: one for one in generate(engine, requests, batch=3)}
+    (alone,) = generate(engine, [several])
+    assert [one.source for one in together["s1"].turns] == ["prompt"] * 3 + ["generated"] * 2
+    assert [one.source for one in together["s0"].turns] == ["prompt"] + ["generated"] * 4
+    assert [one.text for one in together["s1"].turns] == [one.text for one in alone.turns]
+    by_hand = engine.start(image_features[1], "abc", seed=story_seed(0, 1))
+    by_hand.append("ef", image_features[2])
+    by_hand.append("ef", image_features[3])
+    assert [one.text for one in by_hand] == [one.text for one in alone.turns[3:]]
+    np.testing.assert_allclose(
+        alone.turns[-1].predicted_image_features, by_hand.turns[-1].predicted_image_features, atol=1e-5
+    )
+
+    story = write_story(engine, together["s1"], tmp_path / "s1", render)
+    from PIL import Image
+
+    shown = [np.asarray(Image.open(tmp_path / "s1" / frame["image"]))[0, 0, 0] for frame in story["frames"]]
+    assert shown == [1, 202, 203, 1, 1] and [f["source"] for f in story["frames"]][:4] == ["prompt"] * 3 + ["generated"]
+
+
+def test_given_turns_and_captions_end_together(engine, image_features):
+    requests = [
+        request(0, image_features, captions=("de",)),
+        request(1, image_features, captions=("de", "fg", "hi"), given=(given(2, image_features),)),
+    ]
+    stories = list(generate(engine, requests, mode="visualize"))
+    assert [(one.request.name, one.ending, len(one.turns)) for one in stories] == [
+        ("s0", "captions", 2),
+        ("s1", "captions", 5),
+    ]
+    assert [one.text for one in stories[1].turns] == ["abc", "ef", "de", "fg", "hi"]
+
+
+def test_more_given_turns_than_the_length(engine, image_features):
+    many = request(1, image_features, given=(given(2, image_features),) * 5)
+    assert "6 turns are given, more than length=5" in str(fault_of(engine, many))
+    bad = GivenTurn("ef", np.full_like(image_features[0], np.nan))
+    assert "not finite" in str(fault_of(engine, request(1, image_features, given=(bad,))))

@@ -83,7 +83,7 @@ def engine_program(config: Config, call: str, mesh: Mesh) -> jax.stages.Lowered:
     mesh = sampling_mesh(config, mesh.devices.flatten())
     llama = dataclasses.replace(config.model.story.llama, lora=None)
     story = dataclasses.replace(config.model.story, llama=llama)
-    module_def, bare = abstract_parameters(lambda rngs: StoryMLLM(story, rngs=rngs))
+    module_def, bare = abstract_parameters(lambda rngs: StoryMLLM(story, rngs=rngs).for_inference())
     shapes = with_prefix("story", bare)
     at = parameter_shardings(mesh, shapes, SAMPLING)
     shapes = {name: stored(shape, name, llama.dtype, at[name]) for name, shape in shapes.items()}

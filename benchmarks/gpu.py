@@ -185,13 +185,12 @@ def decode_words(setting: Setting) -> dict:
     rows = {"max_text_tokens": words, "weight_bytes": weights}
     for stories in (1, 8):
         session = engine.start(np.stack([features] * stories), [" ".join(text.split()[:words])] * stories)
-        sampling = decode.Sampling(np.float32(0), np.float32(1), np.arange(stories, dtype=np.uint32))
         writes = np.ones(stories, bool)
 
-        def write(session=session, sampling=sampling, writes=writes):
+        def write(session=session, writes=writes):
             # Each round goes on where the last one stopped, so that the buffer may be donated.
             session._state, tokens, *_ = decode.decode_text(
-                engine.spec, engine.parameters, session._state, writes, sampling
+                engine.spec, engine.parameters, session._state, writes, None
             )
             return tokens
 

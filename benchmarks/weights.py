@@ -23,7 +23,8 @@ from flax import nnx
 from seedstory_jax.checkpoints.load import load_parameters
 from seedstory_jax.checkpoints.parts import build
 from seedstory_jax.generation.build import for_sampling
-from seedstory_jax.models.llama import Llama, LlamaConfig, causal_mask
+from seedstory_jax.models.llama import LlamaConfig, causal_mask
+from seedstory_jax.models.llama_inference import InferenceLlama
 from seedstory_jax.models.lora import LoRAConfig
 from seedstory_jax.models.resampler import ResamplerConfig
 from seedstory_jax.models.story_mllm import StoryBatch, StoryMLLM, StoryMLLMConfig, story_losses
@@ -95,7 +96,7 @@ def on_random_models(seeds: int = 5) -> dict:
     mask = causal_mask(jnp.ones(ids.shape, bool))
 
     @nnx.jit
-    def run(llama: Llama):
+    def run(llama: InferenceLlama):
         hidden = llama(llama.embed(ids), jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape), mask)
         return hidden.astype(jnp.float32), jnp.argmax(llama.logits(hidden), axis=-1)
 

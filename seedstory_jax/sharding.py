@@ -30,6 +30,11 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"story\.llama\.layers\.self_attn\.o_proj\.kernel", ("heads", "model")),
     (r"story\.llama\.layers\.mlp\.(gate|up)_proj\.kernel", ("model", "mlp")),
     (r"story\.llama\.layers\.mlp\.down_proj\.kernel", ("mlp", "model")),
+    # The same for inference: an array a layer, q, k, v by kv head, gate beside up.
+    (r"story\.llama\.layers\.\d+\.qkv_proj\.kernel", ("model", "heads", None)),
+    (r"story\.llama\.layers\.\d+\.o_proj\.kernel", ("heads", "model")),
+    (r"story\.llama\.layers\.\d+\.gate_up_proj\.kernel", ("model", None, "mlp")),
+    (r"story\.llama\.layers\.\d+\.down_proj\.kernel", ("mlp", "model")),
     (r"story\.llama\.layers\..*\.lora_a", ("stored", None)),
     (r"story\.llama\.layers\..*\.lora_b", (None, "stored")),
     (r"vit\.resblocks\.attn\.in_proj\.kernel", ("model", "heads")),

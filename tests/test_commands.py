@@ -58,16 +58,16 @@ def test_a_story_from_ones_own_picture(flags):
 
 
 def test_only_exact_length_keeps_the_model_from_ending_a_story(flags, monkeypatch, capsys):
-    told = []
+    allowed = []
 
     def ends_at_once(engine, request, out, **options):
-        told.append(engine.config.allow_end)
+        allowed.append(engine.config.allow_end)
         return {"frames": [{"text": request.text, "image": None}], "ending": "end"}
 
     monkeypatch.setattr("seedstory_jax.sampling.write_one", ends_at_once)
     assert run(flags) == 0 and "(--exact_length goes on)" in capsys.readouterr().out
     assert run({**flags, "--exact_length": True}) == 0
-    assert told == [True, False]
+    assert allowed == [True, False]
 
 
 def test_given_captions_are_drawn(flags, tmp_path):

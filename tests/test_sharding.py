@@ -12,6 +12,7 @@ from seedstory_jax.checkpoints.parts import PARTS
 from seedstory_jax.config import MeshConfig, load_config
 from seedstory_jax.errors import UserError
 from seedstory_jax.models.parameters import abstract_parameters, with_prefix
+from seedstory_jax.models.story_mllm import StoryMLLM
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -26,15 +27,22 @@ def shapes(config: str) -> dict:
     return found
 
 
+@cache
+def inference_shapes(config: str) -> dict:
+    """Every parameter of the story model that decodes."""
+    model = load_config(f"{CONFIGS}/{config}").model.story
+    return with_prefix("story", abstract_parameters(lambda rngs: StoryMLLM(model, rngs=rngs).for_inference())[1])
+
+
 @pytest.mark.parametrize("config", ["seedstory_7b.py", "seedstory_7b.py:paper", "toy.py"])
 def test_every_parameter_matches_exactly_one_rule(config):
-    counts = {name: len(sharding.matching_rules(name)) for name in shapes(config)}
+    counts = {name: len(sharding.matching_rules(name)) for name in shapes(config) | inference_shapes(config)}
     assert len(counts) > 100
     assert {name: count for name, count in counts.items() if count != 1} == {}
 
 
 def test_every_rule_is_needed():
-    names = shapes("seedstory_7b.py") | shapes("toy.py")
+    names = shapes("seedstory_7b.py") | shapes("toy.py") | inference_shapes("toy.py")
     used = {number for name in names for number in sharding.matching_rules(name)}
     unused = [rule for number, (rule, _) in enumerate(sharding.RULES) if number not in used]
     assert unused == [r"head\..*"]  # of the tokenizer stage, in no part

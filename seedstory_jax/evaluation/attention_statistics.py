@@ -21,8 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from seedstory_jax.models.attention import MASKED_LOGIT
 from seedstory_jax.models.kv_buffer import Kind
-from seedstory_jax.models.layer_stack import scan_layers
-from seedstory_jax.models.llama import Llama
+from seedstory_jax.models.llama_inference import InferenceLlama
 from seedstory_jax.models.story_mllm import StoryMLLM
 
 SLICE = 128  # queries at a time
@@ -84,7 +83,7 @@ class AttentionSums:
 
 
 def attention_sums(
-    llama: Llama,
+    llama: InferenceLlama,
     embeddings: Float[Array, "t d"],
     real: Bool[Array, "t"],
     frame: Int[Array, "t"],
@@ -105,7 +104,7 @@ def attention_sums(
     config = llama.config
     groups = config.num_heads // config.num_kv_heads
 
-    def layer_step(layer, x, _):
+    def layer_step(layer, x):
         q, k, v = layer.project(x, positions)
         k, v = (jnp.repeat(y[0], groups, axis=1) for y in (k, v))  # [s n h]
 
@@ -130,7 +129,11 @@ def attention_sums(
         sums, attended = jax.lax.scan(slice_step, carry, jnp.arange(0, length, queries))
         return layer.finish(x, attended.reshape(1, length, config.num_heads, config.head_dim)), sums
 
-    x, (by_key, by_old_key, heat) = scan_layers(llama.layers, layer_step, embeddings[None].astype(llama.norm.dtype))
+    x, sums = embeddings[None].astype(llama.norm.dtype), []
+    for layer in llama.layers:
+        x, of_layer = layer_step(layer, x)
+        sums.append(of_layer)
+    by_key, by_old_key, heat = (jnp.stack(column) for column in zip(*sums))
     return AttentionSums(by_key, by_old_key, heat.mean(0)), llama.norm(x)[0]
 
 
@@ -175,7 +178,7 @@ def attention_statistics(
     rows = [story_tokens(tokenizer, captions, image_tokens) for captions, _ in stories]
     most_images = max(len(captions) for captions, _ in stories)
     length = -(-max(map(len, rows)) // queries) * queries
-    graph, state = nnx.split(model)
+    graph, state = nnx.split(model.for_inference())
 
     @partial(jax.jit, static_argnames=("window", "queries"))
     def sums_of(state, ids, slot, features, real, frame, bins, *, window, queries):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from seedstory_jax.generation import decode
 from seedstory_jax.generation.policies import Policy, split_policy
+from seedstory_jax.generation.sampling import Sampling
 
 
 def lower_programs(
@@ -44,7 +45,7 @@ def lower_programs(
     ids = jax.ShapeDtypeStruct((batch, spec.max_text_tokens + 1), jnp.int32)
     features = jax.ShapeDtypeStruct((batch, output.grid_size**2, entry.kv_dim), jnp.float32)
     number = jax.ShapeDtypeStruct((), jnp.float32)
-    sampling = decode.Sampling(number, number, jax.ShapeDtypeStruct((batch,), jnp.uint32))
+    sampling = Sampling(number, number, jax.ShapeDtypeStruct((batch,), jnp.uint32))
     parameters = dict(parameters)
     calls: dict[str, tuple[Any, ...]] = {
         "prefill_text": (decode.prefill_text, parameters, state, ids, counts),

@@ -15,7 +15,7 @@ from seedstory_jax.distributed import on_this_process
 from seedstory_jax.errors import UserError
 from seedstory_jax.generation.render import RenderConfig, Renderer, zero_image_features
 from seedstory_jax.models.int8 import quantize_llama
-from seedstory_jax.models.llama import merge_lora
+from seedstory_jax.models.llama_inference import inference_layers
 from seedstory_jax.models.parameters import Parameters, abstract_parameters, split_module, with_prefix
 from seedstory_jax.models.story_mllm import StoryMLLM
 
@@ -23,7 +23,7 @@ KEPT_IN_FLOAT32 = ("scale", "bias", "pos_embed")  # small, and norms are compute
 
 
 def for_sampling(model: StoryMLLM, *, dtype: str = "bfloat16", weights: str = "") -> StoryMLLM:
-    """The model without adapters, computing and stored in `dtype`; the given one is unchanged.
+    """The model for inference, computing and stored in `dtype`: adapters merged, layers unstacked and fused.
 
     `weights="int8"` stores LLaMA's projections in eight bits (see `models.int8`). Decoding reads every weight once a
     token, so this is its speed as well as its memory. Raises UserError for another value.
@@ -36,9 +36,12 @@ def for_sampling(model: StoryMLLM, *, dtype: str = "bfloat16", weights: str = ""
         input_resampler=replace(model.config.input_resampler, dtype=dtype),
         output_resampler=replace(model.config.output_resampler, dtype=dtype),
     )
-    module_def, _ = abstract_parameters(lambda rngs: StoryMLLM(config, rngs=rngs))
-    trained = split_module(model)[1] | with_prefix("llama", split_module(merge_lora(model.llama))[1])
-    ready = module_def.build(stored_as(dtype, {name: trained[name] for name in module_def.names}))
+    module_def, _ = abstract_parameters(lambda rngs: StoryMLLM(config, rngs=rngs).for_inference())
+    trained = {name: value for name, value in split_module(model)[1].items() if not name.startswith("llama.layers.")}
+    parameters = stored_as(dtype, trained)
+    for number, layer in enumerate(inference_layers(model.llama)):
+        parameters |= with_prefix(f"llama.layers.{number}", stored_as(dtype, split_module(layer)[1]))
+    ready = module_def.build(parameters)
     if weights == "int8":
         ready.llama = quantize_llama(ready.llama)
     return ready

@@ -15,14 +15,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from seedstory_jax.generation import policies
+from seedstory_jax.generation.sampling import Sampling, choose
 from seedstory_jax.models import kv_buffer
 from seedstory_jax.models.attention import MASKED_LOGIT
 from seedstory_jax.models.kv_buffer import Kind, KVBuffer, TokenChunk
-from seedstory_jax.models.layer_stack import activation_axes
+from seedstory_jax.models.layer_stack import activation_axes, constrain
 from seedstory_jax.models.parameters import ModuleDef
 from seedstory_jax.models.story_mllm import StoryMLLM, StoryMLLMConfig
 from seedstory_jax.sharding import ACTIVATIONS
@@ -74,16 +76,6 @@ class GenerationState:
         return self.turn.shape[0]
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen; temperature 0 is greedy, as published."""
-
-    temperature: Any  # float []
-    top_p: Any  # float []
-    seed: Any  # uint32 [b] one a story: its words do not depend on the batch it is in
-
-
 def jitted(*, static: tuple[int, ...] = (0,), donate: tuple[int, ...] = ()) -> Callable:
     """Decorator: jits a function of (spec, ...), its activations constrained to the spec's mesh."""
 
@@ -113,7 +105,7 @@ def state_sharding(mesh: Mesh, state: GenerationState) -> GenerationState:
     rules = activation_rules(mesh, state.batch)
     stories, heads = rules["b"], rules["k"]
     at = jax.tree.map(lambda leaf: NamedSharding(mesh, PartitionSpec(stories)), state)
-    kv = NamedSharding(mesh, PartitionSpec(None, stories, heads, None, None))
+    kv = (NamedSharding(mesh, PartitionSpec(stories, heads, None, None)),) * len(state.buffer.k)
     return replace(at, buffer=replace(at.buffer, k=kv, v=kv))
 
 
@@ -159,18 +151,20 @@ def prefill_text(
 
 @jitted(donate=(2,))
 def decode_text(
-    spec: EngineSpec, parameters: dict, state: GenerationState, active: Bool[Array, " b"], sampling: Sampling
+    spec: EngineSpec, parameters: dict, state: GenerationState, active: Bool[Array, " b"], sampling: Sampling | None
 ) -> tuple[GenerationState, Int[Array, "b t"], Int[Array, " b"], Int[Array, " b"]]:
     """Decodes until `<img>`, `</s>` or the limit, in the stories where `active`.
 
-    Returns the state (which holds the text's tokens, not what ended it), the tokens, their count, and how each text
-    ended: IMAGE, END or LIMIT (RUNNING where not active). The LLM is called as often as the longest text has tokens.
+    Greedily without `sampling`. Returns the state (which holds the text's tokens, not what ended it), the tokens, their
+    count, and how each text ended: IMAGE, END or LIMIT (RUNNING where not active). The LLM is called as often as the
+    longest text has tokens.
     """
+
     model = model_of(spec, parameters)
 
-    def choose(state, outcome, count):
+    def choose_next(state, outcome, count):
         logits = _text_logits(spec, model, state.hidden)
-        token = _choose(logits, sampling, kv_buffer.next_story_index(state.buffer))
+        token = choose(logits, sampling, kv_buffer.next_story_index(state.buffer))
         is_full = count >= spec.max_text_tokens
         ended = jnp.where(is_full, LIMIT, RUNNING)
         ended = jnp.where(token == spec.tokens.eos, END, ended)
@@ -190,13 +184,13 @@ def decode_text(
         kind = jnp.full((state.batch, 1), int(Kind.TEXT), jnp.int32)
         state, _ = _extend(spec, model, state, embeddings, kind, goes_on.astype(jnp.int32))
         count = count + goes_on
-        token, outcome = choose(state, outcome, count)
+        token, outcome = choose_next(state, outcome, count)
         return state, tokens, count, token, outcome
 
     batch = state.batch
     tokens = jnp.zeros((batch, spec.max_text_tokens), jnp.int32)
     count = jnp.zeros((batch,), jnp.int32)
-    token, outcome = choose(state, jnp.full((batch,), RUNNING, jnp.int32), count)
+    token, outcome = choose_next(state, jnp.full((batch,), RUNNING, jnp.int32), count)
     state, tokens, count, _, outcome = jax.lax.while_loop(more, step, (state, tokens, count, token, outcome))
     return state, tokens, count, jnp.where(active, outcome, RUNNING)
 
@@ -276,26 +270,8 @@ def append_chunk(
 
 
 def _text_logits(spec: EngineSpec, model: StoryMLLM, hidden) -> Float[Array, "b v"]:
-    """Logits of the next token, image tokens barred."""
-    logits = model.llama.logits(hidden[:, None])[:, 0]
+    """Logits of the next token, image tokens barred, whole on every device of a story."""
     barred = spec.tokens.barred if spec.allow_end else (*spec.tokens.barred, spec.tokens.eos)
-    return logits.at[:, jnp.array(barred, jnp.int32)].set(MASKED_LOGIT)
-
-
-def _choose(logits: Float[Array, "b v"], sampling: Sampling, index: Int[Array, " b"]) -> Int[Array, " b"]:
-    """The next token: the best, or one of the nucleus, with noise keyed by the story's seed and the token's index."""
-
-    def greedy():
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-
-    def sample():
-        scores = logits / jnp.maximum(sampling.temperature, 1e-6)
-        probabilities = jax.nn.softmax(scores, axis=-1)
-        ranked = jnp.sort(probabilities, axis=-1, descending=True)
-        before = jnp.cumsum(ranked, axis=-1) - ranked
-        least = jnp.min(jnp.where(before < sampling.top_p, ranked, 2.0), axis=-1, keepdims=True)
-        scores = jnp.where(probabilities >= jnp.minimum(least, ranked[:, :1]), scores, MASKED_LOGIT)
-        keys = jax.vmap(lambda seed, number: jax.random.fold_in(jax.random.key(seed), number))(sampling.seed, index)
-        return jax.vmap(jax.random.categorical)(keys, scores).astype(jnp.int32)
-
-    return jax.lax.cond(sampling.temperature > 0, sample, greedy)
+    is_barred = np.isin(np.arange(spec.config.llama.padded_vocab_size), barred)
+    logits = constrain(model.llama.logits(hidden[:, None])[:, 0], "b_")
+    return jnp.where(is_barred, MASKED_LOGIT, logits)

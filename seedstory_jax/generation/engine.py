@@ -23,6 +23,7 @@ from seedstory_jax.generation import decode, window_recompute
 from seedstory_jax.generation.compile_stats import Compilations
 from seedstory_jax.generation.interface import GenerationConfig, Tokenizer, Turn
 from seedstory_jax.generation.policies import MultimodalSink, Policy, policy_name, slot_count, split_policy
+from seedstory_jax.generation.sampling import Sampling
 from seedstory_jax.models.parameters import split_module
 from seedstory_jax.models.story_mllm import StoryMLLM
 
@@ -42,7 +43,7 @@ class StoryEngine:
     """A story model with its tokenizer, eviction policy and settings; compiled once for a batch size.
 
     Args:
-        model: the story model; its arrays are used as they are (dtype, sharding).
+        model: the story model; what `build.for_sampling` made is used as it is, another one unstacked (a copy).
         tokenizer: see `Tokenizer`.
         policy: eviction policy of the KV buffer.
         config: settings of generation.
@@ -59,6 +60,7 @@ class StoryEngine:
         config: GenerationConfig | None = None,
         mesh: Mesh | None = None,
     ):
+        model = model.for_inference()
         self.tokenizer = tokenizer
         self.policy = MultimodalSink() if policy is None else policy
         self.config = GenerationConfig() if config is None else config
@@ -258,7 +260,9 @@ class StorySession:
 
     def _decode_text(self, active: np.ndarray) -> tuple[list[list[int]], np.ndarray]:
         config = self.engine.config
-        sampling = decode.Sampling(np.float32(config.temperature), np.float32(config.top_p), self.seeds)
+        sampling = None
+        if config.temperature > 0:
+            sampling = Sampling(np.float32(config.temperature), np.float32(config.top_p), self.seeds)
         self._state, tokens, count, outcome = decode.decode_text(
             self.engine.spec, self.engine.parameters, self._state, active, sampling
         )

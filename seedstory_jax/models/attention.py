@@ -46,18 +46,25 @@ def attend(
     return _ungrouped(_attend_in_blocks(causal, q, jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), mask))
 
 
-def attend_slots(
+def attend_buffer(
     q: Float[Array, "b t n h"],
-    k: Float[Array, "b k s h"],
-    v: Float[Array, "b k s h"],
+    keys: Float[Array, "b k h s"],
+    values: Float[Array, "b k s h"],
     mask: Bool[Array, "b t s"],
+    new_keys: Float[Array, "b t k h"],
+    new_values: Float[Array, "b t k h"],
+    new_mask: Bool[Array, "b t t"],
 ) -> Float[Array, "b t n h"]:
-    """`attend` for keys and values with heads before slots, as the KV buffer holds them, and for sampling alone.
+    """`attend` to a KV buffer and to new tokens that are not in it yet, without a gradient.
 
-    Each head's slots then lie together, and both products read them where they are: no transposed copy of a buffer for
-    every token (three times as fast on a CPU).
+    In the buffer's layout both products read a head's slots in the order of memory: no transposed copy for every token.
     """
-    return _ungrouped(_attend_block(_grouped(q, k.shape[1]), k, v, mask)[0])
+    q, slots = _grouped(q, keys.shape[1]), keys.shape[-1]
+    new_keys, new_values = (jnp.swapaxes(new, 1, 2).astype(q.dtype) for new in (new_keys, new_values))
+    logits = [_logits(q, keys.astype(q.dtype), mask, "bkhs"), _logits(q, new_keys, new_mask)]
+    weights, total = _weights(jnp.concatenate(logits, axis=-1))[:2]
+    mixed = _mix(weights[..., :slots], values.astype(q.dtype)) + _mix(weights[..., slots:], new_values)
+    return _ungrouped((mixed / total).astype(q.dtype))
 
 
 def query_blocks(queries: int, slots: int, causal: bool) -> Iterator[tuple[slice, slice]]:
@@ -69,17 +76,24 @@ def query_blocks(queries: int, slots: int, causal: bool) -> Iterator[tuple[slice
 
 def _attend_block(q, k, v, mask):
     """q [b k g t h] -> what it attends to, and the logarithm of each query's summed weights [b k g t 1]."""
-    logits = _logits(q, k, mask)
+    weights, total, peak = _weights(_logits(q, k, mask))
+    return (_mix(weights, v) / total).astype(v.dtype), peak + jnp.log(total)
+
+
+def _weights(logits):
+    """(weights, their sum, the logit at which a weight is 1); weights / sum is the softmax over the last axis."""
     # A row that reads nothing keeps a peak far above its own logits: its weights are 0, and so is their sum.
     peak = jnp.maximum(jnp.max(logits, axis=-1, keepdims=True), MASKED_LOGIT / 2)
     weights = jnp.exp(logits - peak)
-    total = jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
-    mixed = jnp.einsum("bkgts,bksh->bkgth", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    return (mixed / total).astype(v.dtype), peak + jnp.log(total)
+    return weights, jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny), peak
 
 
-def _logits(q, k, mask):
-    logits = jnp.einsum("bkgth,bksh->bkgts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+def _mix(weights, v):
+    return jnp.einsum("bkgts,bksh->bkgth", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+
+
+def _logits(q, k, mask, keys="bksh"):
+    logits = jnp.einsum(f"bkgth,{keys}->bkgts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
     return jnp.where(mask[:, None, None], logits, MASKED_LOGIT)
 
 

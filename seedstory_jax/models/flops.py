@@ -28,11 +28,11 @@ def llama_forward(config: LlamaConfig, length: int, *, scored: int = 0) -> int:
 
 
 def llama_extend(config: LlamaConfig, tokens: int, slots: int, *, scored: int = 0) -> int:
-    """`tokens` new ones through a buffer of `slots` (all are read, empty ones masked), `scored` of them with logits."""
+    """`tokens` new ones that read a buffer of `slots` (all, empty ones masked) and each other, `scored` with logits."""
     d, f, h = config.hidden_size, config.intermediate_size, config.head_dim
     queries, keys = config.num_heads * h, config.num_kv_heads * h
     projections = [(d, queries), (d, keys), (d, keys), (queries, d), (d, f), (d, f), (f, d)]
-    layer = sum(linear(tokens, a, b) for a, b in projections) + attention(tokens, slots, queries)
+    layer = sum(linear(tokens, a, b) for a, b in projections) + attention(tokens, slots + tokens, queries)
     if config.lora is not None:
         rank = config.lora.rank
         layer += sum(linear(tokens, a, rank) + linear(tokens, rank, b) for a, b in projections)

@@ -9,44 +9,36 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int8
 
-from seedstory_jax.models.llama import Llama
+from seedstory_jax.models.llama_inference import InferenceLlama
 
 
 class Int8Linear(nnx.Module):
-    """Linear layer without bias: `kernel` int8 [in out] times `scale` [out]; takes the place of a LoRALinear."""
+    """Linear layer without bias: `kernel` int8 [in *out] times `scale` [*out]; takes the place of a FusedLinear."""
 
-    def __init__(self, kernel: Int8[Array, "*l in out"], scale: Float[Array, "*l out"], dtype: jnp.dtype):
+    def __init__(self, kernel: Int8[Array, "in *out"], scale: Float[Array, "*out"], dtype: jnp.dtype):
         self.kernel = nnx.Param(kernel)
         self.scale = nnx.Param(scale)
         self.dtype = dtype
 
-    def __call__(self, x: Float[Array, "*b in"], dropout_key=None) -> Float[Array, "*b out"]:
+    def __call__(self, x: Float[Array, "*b in"]) -> Float[Array, "..."]:
         """The product runs in the compute dtype (integers up to 127 are exact there), the scale comes after it."""
-        y = x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
+        y = jnp.tensordot(x.astype(self.dtype), self.kernel[...].astype(self.dtype), 1)
         return y * self.scale[...].astype(self.dtype)
 
 
-def quantize(kernel: Float[Array, "*l in out"]) -> tuple[Int8[Array, "*l in out"], Float[Array, "*l out"]]:
+def quantize(kernel: Float[Array, "in *out"]) -> tuple[Int8[Array, "in *out"], Float[Array, "*out"]]:
     """(int8 kernel, scale of each output channel); kernel ~ int8 · scale."""
     kernel = kernel.astype(jnp.float32)
-    scale = jnp.maximum(jnp.max(jnp.abs(kernel), axis=-2), 1e-12) / 127.0
-    return jnp.round(kernel / scale[..., None, :]).astype(jnp.int8), scale
+    scale = jnp.maximum(jnp.max(jnp.abs(kernel), axis=0), 1e-12) / 127.0
+    return jnp.round(kernel / scale).astype(jnp.int8), scale
 
 
-def quantize_llama(llama: Llama) -> Llama:
-    """The same with every projection of every layer in int8, the given one left as it is.
-
-    Raises ValueError for one with adapters: merge them before (`merge_lora`).
-    """
-    if llama.config.lora is not None:
-        raise ValueError("adapters cannot be quantized; merge them into the weights first")
+def quantize_llama(llama: InferenceLlama) -> InferenceLlama:
+    """The same with every projection of every layer in int8; the given one is unchanged."""
     llama = nnx.merge(*nnx.split(llama))
     jitted = jax.jit(quantize)
-    for block, names in (
-        (llama.layers.self_attn, ("q_proj", "k_proj", "v_proj", "o_proj")),
-        (llama.layers.mlp, ("gate_proj", "up_proj", "down_proj")),
-    ):
-        for name in names:
-            linear = getattr(block, name)
-            setattr(block, name, Int8Linear(*jitted(linear.kernel[...]), linear.dtype))
+    for layer in llama.layers:
+        for name in ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"):
+            linear = getattr(layer, name)
+            setattr(layer, name, Int8Linear(*jitted(linear.kernel[...]), linear.dtype))
     return llama

@@ -4,8 +4,9 @@ A linear buffer of fixed size. Tokens are appended at the end of each story's ow
 turns, as a compaction that moves the kept slots to the front. So every program that touches it has one static
 shape, whatever the length of the story. The buffer is data: every function takes one and gives one back.
 
-Axis letters: l layer, b story, s slot, t token of a chunk, k kv head, h head dim. Heads stand before slots: attention
-reads each head's slots as one piece, so that no token pays for a transposed copy of the buffer.
+Every layer has arrays of its own, so that a layer's step touches no other's. Axis letters: b story, s slot, t token of
+a chunk, k kv head, h head dim. Keys are [b k h s] and values [b k s h]: attention's two products read them in the order
+of memory, and no token pays for a transposed copy of the buffer.
 """
 
 import enum
@@ -14,7 +15,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Int, Shaped
 
 from seedstory_jax.models.rope import rotate
 
@@ -74,8 +75,8 @@ class SlotMetadata:
 class KVBuffer:
     """Keys (stored rotated), values and the metadata of every slot; row b's tokens fill slots [0, length[b])."""
 
-    k: Leaf  # [l b k s h]
-    v: Leaf  # [l b k s h]
+    k: tuple[Leaf, ...]  # [b k h s] a layer
+    v: tuple[Leaf, ...]  # [b k s h] a layer
     position: Leaf  # [b s]
     story_index: Leaf  # [b s]
     kind: Leaf  # [b s]
@@ -96,11 +97,14 @@ class KVBuffer:
 
 def empty_buffer(num_layers: int, batch: int, slots: int, kv_heads: int, head_dim: int, dtype: str) -> KVBuffer:
     """A buffer that holds nothing: keys and values are zero (finite: 0 * NaN would poison a masked sum)."""
-    kv = (num_layers, batch, kv_heads, slots, head_dim)
+
+    def layers(*shape: int) -> tuple[Array, ...]:
+        return tuple(jnp.zeros((batch, kv_heads, *shape), jnp.dtype(dtype)) for _ in range(num_layers))
+
     nothing = jnp.full((batch, slots), EMPTY, jnp.int32)
     return KVBuffer(
-        k=jnp.zeros(kv, jnp.dtype(dtype)),
-        v=jnp.zeros(kv, jnp.dtype(dtype)),
+        k=layers(head_dim, slots),
+        v=layers(slots, head_dim),
         position=nothing,
         story_index=nothing,
         kind=nothing,
@@ -113,7 +117,7 @@ def empty_buffer(num_layers: int, batch: int, slots: int, kv_heads: int, head_di
 def slot_targets(buffer: KVBuffer, chunk: TokenChunk) -> Int[Array, "b t"]:
     """The slot of every token of a chunk that is about to be appended; `slots` (out of range) for padding.
 
-    Meant for a scatter with mode="drop", as `write` does: padding is never written. (`dynamic_update_slice` would
+    Meant for a scatter with mode="drop", as `write_keys` does: padding is never written. (`dynamic_update_slice` would
     clamp and overwrite old slots.) Take the targets before `append_metadata` moves the length.
     """
     step = jnp.arange(chunk.position.shape[1], dtype=jnp.int32)[None, :]
@@ -121,18 +125,24 @@ def slot_targets(buffer: KVBuffer, chunk: TokenChunk) -> Int[Array, "b t"]:
     return jnp.where(step < chunk.count[:, None], target, buffer.slots)
 
 
-def write(cache: Array, new: Array, targets: Int[Array, "b t"], layer: Any = None) -> Array:
-    """Keys or values with new ones [b t k h] at `targets`; what is out of range is dropped.
-
-    `cache` is one layer's [b k s h], or with `layer` (a number, traced or not) the whole buffer's [l b k s h].
-    """
+def write_keys(
+    cache: Shaped[Array, "b k h s"], new: Shaped[Array, "b t k h"], targets: Int[Array, "b t"]
+) -> Shaped[Array, "b k h s"]:
+    """A layer's keys with new ones at `targets`; what is out of range is dropped."""
     rows = jnp.arange(targets.shape[0])[:, None]
-    at = (rows, slice(None), targets)
-    return cache.at[at if layer is None else (layer, *at)].set(new.astype(cache.dtype), mode="drop")
+    return cache.at[rows, :, :, targets].set(new.astype(cache.dtype), mode="drop")
+
+
+def write_values(
+    cache: Shaped[Array, "b k s h"], new: Shaped[Array, "b t k h"], targets: Int[Array, "b t"]
+) -> Shaped[Array, "b k s h"]:
+    """A layer's values with new ones at `targets`; what is out of range is dropped."""
+    rows = jnp.arange(targets.shape[0])[:, None]
+    return cache.at[rows, :, targets].set(new.astype(cache.dtype), mode="drop")
 
 
 def append_metadata(buffer: KVBuffer, chunk: TokenChunk) -> KVBuffer:
-    """The buffer with the chunk's metadata appended and its length moved on; `write` puts the keys and values."""
+    """The buffer with the chunk's metadata appended and its length moved on; each layer writes its keys and values."""
     targets = slot_targets(buffer, chunk)
     rows = jnp.arange(targets.shape[0])[:, None]
 
@@ -187,7 +197,7 @@ def compact(
 
     `positions="slot"` renumbers them by slot: a stored key is rotated, so it is turned by the *difference* of its
     positions, in float32. `"absolute"` leaves positions and keys as they are. `is_sink` marks the kept slots that are
-    sinks (default: as before). Layer by layer: one gather over all layers would need a second buffer.
+    sinks (default: as before).
     """
     keep = keep & (buffer.position != EMPTY)
     order = jnp.argsort(~keep, axis=1, stable=True)
@@ -202,17 +212,15 @@ def compact(
     position = jnp.where(stays, slot, EMPTY) if positions == "slot" else old_position
     shift = position - old_position
 
-    def move_layer(layer, kv):
-        k, v = kv
-        gathered = order[:, None, :, None]
-        layer_k = jnp.take_along_axis(k[layer], gathered, axis=2)
-        layer_v = jnp.take_along_axis(v[layer], gathered, axis=2)
-        if positions == "slot":
-            turned = rotate(jnp.swapaxes(layer_k, 1, 2).astype(jnp.float32), shift, theta)
-            layer_k = jnp.swapaxes(turned, 1, 2)
-        return k.at[layer].set(layer_k.astype(k.dtype)), v.at[layer].set(layer_v)
+    def move_keys(k):
+        moved = jnp.take_along_axis(k, order[:, None, None, :], axis=3)
+        if positions == "absolute":
+            return moved
+        turned = rotate(jnp.transpose(moved, (0, 3, 1, 2)).astype(jnp.float32), shift, theta)
+        return jnp.transpose(turned, (0, 2, 3, 1)).astype(k.dtype)
 
-    k, v = jax.lax.fori_loop(0, buffer.k.shape[0], move_layer, (buffer.k, buffer.v))
+    k = tuple(move_keys(layer) for layer in buffer.k)
+    v = tuple(jnp.take_along_axis(layer, order[:, None, :, None], axis=2) for layer in buffer.v)
     is_sink = buffer.is_sink if is_sink is None else is_sink
     return KVBuffer(
         k=k,

@@ -1,7 +1,6 @@
 """LLaMA (Touvron et al. 2023) with LoRA: RMSNorm, rotary positions, SwiGLU, optional grouped key/value heads.
 
-Layers are stacked and scanned. Two ways through them share every line of arithmetic: the plain forward under a mask,
-and `extend`, which appends a chunk of tokens to a KV buffer and attends through it.
+Layers are stacked and scanned, as training wants them; `llama_inference` extends a KV buffer.
 
 Axis letters: b batch, t query, s key slot, n query heads, k kv heads, h head dim, d model, f mlp, v vocab, l layer.
 """
@@ -13,8 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from seedstory_jax.models.attention import MASKED_LOGIT, attend, attend_slots
-from seedstory_jax.models.kv_buffer import KVBuffer, TokenChunk, append_metadata, slot_targets, visible, write
+from seedstory_jax.models.attention import MASKED_LOGIT, attend
 from seedstory_jax.models.layer_stack import constrain, scan_layers, stack_layers
 from seedstory_jax.models.lora import LoRAConfig, LoRALinear
 from seedstory_jax.models.rope import rotate
@@ -187,31 +185,6 @@ class Llama(nnx.Module):
         x = constrain(embeddings.astype(self.norm.dtype), "btd")
         x, _ = scan_layers(self.layers, step, x, keys, remat=self.config.remat, unroll=self.config.unroll)
         return self.norm(x)
-
-    def extend(
-        self, embeddings: Float[Array, "b t d"], chunk: TokenChunk, buffer: KVBuffer
-    ) -> tuple[Float[Array, "b t d"], KVBuffer]:
-        """Appends a chunk to the buffer: its tokens read all slots at or before their own position, and themselves.
-
-        The buffer goes through the layers as the scan's carry, each layer scattering its new rows into it, so that XLA
-        updates a donated buffer in place (as scan inputs and outputs it would be held twice). Hidden states of padding
-        (beyond `chunk.count`) mean nothing. The new tokens must fit: the host reserves slots before.
-        """
-        targets = slot_targets(buffer, chunk)
-        buffer = append_metadata(buffer, chunk)
-        mask = visible(buffer.position, chunk.position)
-
-        def step(layer: LlamaLayer, carry, number):
-            x, keys, values = carry
-            q, k, v = layer.project(x, chunk.position)
-            keys, values = write(keys, k, targets, number), write(values, v, targets, number)
-            attended = attend_slots(q, keys[number].astype(q.dtype), values[number].astype(q.dtype), mask)
-            return (layer.finish(x, attended), keys, values), None
-
-        carry = (constrain(embeddings.astype(self.norm.dtype), "btd"), buffer.k, buffer.v)
-        numbers = jnp.arange(self.config.num_layers)
-        (x, keys, values), _ = scan_layers(self.layers, step, carry, numbers, unroll=self.config.unroll)
-        return self.norm(x), dataclasses.replace(buffer, k=keys, v=values)
 
     def logits(self, hidden: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
         """Float32 scores over the padded vocabulary; ids from `vocab_size` on are masked with a large negative."""

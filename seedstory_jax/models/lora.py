@@ -59,3 +59,11 @@ class LoRALinear(nnx.Module):
             x = jnp.where(keep, x / (1.0 - self.lora.dropout), 0).astype(self.dtype)
         low = self.lora.scale * dense(x, self.lora_a[...].astype(self.dtype))
         return checkpoint_name(y + dense(low, self.lora_b[...].astype(self.dtype)), PROJECTED)
+
+    def merged_kernel(self) -> Float[Array, "in out"]:
+        """W + (alpha / rank) · A B, summed in float32 and returned in the kernel's dtype."""
+        kernel = self.kernel[...]
+        if self.lora is None:
+            return kernel
+        delta = self.lora.scale * (self.lora_a[...].astype(jnp.float32) @ self.lora_b[...].astype(jnp.float32))
+        return (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)

@@ -6,6 +6,7 @@ Everything outside the models (optimizer, checkpoints, sharding, conversion) han
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -21,6 +22,14 @@ class ModuleDef:
     graphdef: nnx.GraphDef
     treedef: Any
     names: tuple[str, ...]
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """Computed once: as a static argument it is asked for at every call."""
+        return hash((self.graphdef, self.treedef, self.names))
 
     def build(self, parameters: Mapping[str, Any]) -> Any:
         """The module around `parameters`; raises KeyError for a name that is missing."""

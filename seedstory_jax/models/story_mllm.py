@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from seedstory_jax.models.layer_stack import constrain
 from seedstory_jax.models.llama import Llama, LlamaConfig
+from seedstory_jax.models.llama_inference import InferenceLlama
 from seedstory_jax.models.resampler import QwenResampler, ResamplerConfig
 
 UNSUPERVISED = -100  # a label that asks for nothing
@@ -89,6 +90,15 @@ class StoryMLLM(nnx.Module):
         self.llama = Llama(config.llama, rngs=rngs)
         self.input_resampler = QwenResampler(config.input_resampler, rngs=rngs)
         self.output_resampler = QwenResampler(config.output_resampler, rngs=rngs)
+
+    def for_inference(self) -> "StoryMLLM":
+        """The same model around an `InferenceLlama`, which decodes; itself if it has one already."""
+        if isinstance(self.llama, InferenceLlama):
+            return self
+        model = nnx.merge(*nnx.split(self))
+        model.llama = InferenceLlama(model.llama)
+        model.config = dataclasses.replace(self.config, llama=model.llama.config)
+        return model
 
     def embed_images(self, image_features: Float[Array, "b i q d"]) -> Float[Array, "b i n m"]:
         """Image features as the LLaMA reads them: num_image_tokens embeddings an image."""

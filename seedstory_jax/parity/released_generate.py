@@ -81,7 +81,7 @@ def released_generate(
         eos: id of `</s>`.
         max_new_tokens: the limit.
     """
-    graph, state = nnx.split(model)
+    graph, state = nnx.split(model.for_inference())
     tokens, hidden, margins, count = _decode(
         graph,
         state,

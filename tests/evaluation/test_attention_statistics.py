@@ -85,7 +85,14 @@ def test_sums_are_those_of_whole_maps(model):
     frame = jnp.asarray(np.arange(length) // 4)
     bins = jnp.asarray(np.arange(length) // 6)
     sums, hidden = attention_sums(
-        model.llama, embeddings, jnp.arange(length) < real, frame, bins, window=2, number_of_bins=4, queries=8
+        model.for_inference().llama,
+        embeddings,
+        jnp.arange(length) < real,
+        frame,
+        bins,
+        window=2,
+        number_of_bins=4,
+        queries=8,
     )
     maps = whole_maps(model.llama, embeddings[:real])
     np.testing.assert_allclose(sums.by_key[..., :real], maps.sum(2), atol=1e-5)
@@ -105,7 +112,7 @@ def test_sums_are_those_of_whole_maps(model):
 
 def test_slices_do_not_matter_and_must_fit(model):
     embeddings = jax.random.normal(jax.random.key(3), (24, 16))
-    arguments = (model.llama, embeddings, jnp.ones(24, bool), jnp.zeros(24, int), jnp.zeros(24, int))
+    arguments = (model.for_inference().llama, embeddings, jnp.ones(24, bool), jnp.zeros(24, int), jnp.zeros(24, int))
     one, _ = attention_sums(*arguments, window=2, queries=24)
     many, _ = attention_sums(*arguments, window=2, queries=4)
     np.testing.assert_allclose(one.by_key, many.by_key, atol=1e-5)

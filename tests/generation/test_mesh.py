@@ -1,4 +1,4 @@
-"""Stories told on a mesh of four pretended devices, in a process of its own."""
+"""Stories generated on a mesh of four pretended devices, in a process of its own."""
 
 import os
 import subprocess
@@ -12,7 +12,9 @@ PROGRAM = """
 import jax, numpy as np
 from jax.sharding import AxisType
 from seedstory_jax.generation.compile_stats import Compilations
+from seedstory_jax.generation import decode
 from seedstory_jax.generation.policies import MultimodalSink
+from seedstory_jax.generation.sampling import Sampling
 from seedstory_jax.generation.engine import StoryEngine
 from seedstory_jax.generation.interface import GenerationConfig
 from seedstory_jax.models.parameters import abstract_parameters, initial_parameters, with_prefix
@@ -21,7 +23,7 @@ from seedstory_jax.sharding import SAMPLING, parameter_shardings
 from conftest import CONFIG, LetterTokenizer
 
 mesh = jax.make_mesh((2, 1, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
-make = lambda rngs: StoryMLLM(CONFIG, rngs=rngs)
+make = lambda rngs: StoryMLLM(CONFIG, rngs=rngs).for_inference()
 module_def, parameters = abstract_parameters(make)[0], initial_parameters(make, jax.random.key(0))
 at = parameter_shardings(mesh, with_prefix("story", parameters), SAMPLING)
 spread = {name: jax.device_put(value, at[f"story.{name}"]) for name, value in parameters.items()}
@@ -46,12 +48,17 @@ for a, b in zip(alone.rows, together.rows):
     for x, y in zip(a.turns, b.turns):
         np.testing.assert_allclose(x.predicted_image_features, y.predicted_image_features, atol=1e-4)
 buffer = together._state.buffer
-assert len(buffer.k.addressable_shards) == 4
-assert buffer.k.addressable_shards[0].data.shape == (2, 1, 1, 128, 8)
+sampling = Sampling(np.float32(0.8), np.float32(0.9), np.zeros(2, np.uint32))
+program = decode.decode_text.lower(engine.spec, engine.parameters, together._state, together.active, sampling)
+text = program.compile().as_text()
+assert " while(" in text and " sort(" not in text, "the vocabulary was sorted"
+assert len(buffer.k[1].addressable_shards) == 4
+assert buffer.k[1].addressable_shards[0].data.shape == (1, 1, 8, 128)
+assert buffer.v[1].addressable_shards[0].data.shape == (1, 1, 128, 8)
 """
 
 
-def test_a_mesh_tells_the_same_stories():
+def test_a_mesh_generates_the_same_stories():
     here = Path(__file__).resolve()
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",

@@ -10,6 +10,7 @@ from flax import nnx
 from seedstory_jax.models import flops
 from seedstory_jax.models.kv_buffer import TokenChunk, empty_buffer
 from seedstory_jax.models.llama import Llama, LlamaConfig
+from seedstory_jax.models.llama_inference import InferenceLlama
 from seedstory_jax.models.lora import LoRAConfig
 from seedstory_jax.models.qwen_vit import QwenViT, QwenViTConfig
 from seedstory_jax.models.resampler import QwenResampler, ResamplerConfig
@@ -91,7 +92,7 @@ def test_llama_extend():
     def call(llama, ids, chunk, buffer):
         return llama.extend(llama.embed(ids), chunk, buffer)
 
-    xla = counted(lambda rngs: Llama(config, rngs=rngs), call, facts, chunk, buffer)
+    xla = counted(lambda rngs: InferenceLlama(Llama(config, rngs=rngs)), call, facts, chunk, buffer)
     close(flops.llama_extend(config, tokens, slots), xla)
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from seedstory_jax.models.kv_buffer import KVBuffer, TokenChunk, empty_buffer
 from seedstory_jax.models.llama import Llama, LlamaConfig, causal_mask, merge_lora
 from seedstory_jax.models.lora import LoRAConfig
 
@@ -53,22 +52,9 @@ def run(llama, *args, **kwargs):
     return _run(*nnx.split(llama), *args, **kwargs)
 
 
-def extend(llama, *args):
-    return run(llama, *args, method="extend")
-
-
 def tokens(rows=2, length=LENGTH):
     ids = jax.random.randint(jax.random.key(1), (rows, length), 0, TINY.vocab_size)
     return ids, jnp.broadcast_to(jnp.arange(length), ids.shape), causal_mask(jnp.ones(ids.shape, bool))
-
-
-def chunk(positions, count) -> TokenChunk:
-    zeros = jnp.zeros_like(positions)
-    return TokenChunk(positions, positions, zeros, zeros, jnp.asarray(count))
-
-
-def buffer(slots=16, rows=2, dtype="float32") -> KVBuffer:
-    return empty_buffer(TINY.num_layers, rows, slots, TINY.num_kv_heads, TINY.head_dim, dtype)
 
 
 def test_full_size_is_the_published_one():
@@ -78,54 +64,6 @@ def test_full_size_is_the_published_one():
     padding = 2 * (32128 - 32066) * 4096
     assert lora == 39_976_960
     assert sum(sizes.values()) - lora - padding == 6_738_956_288
-
-
-@pytest.mark.parametrize("cuts", [[9], [4, 9], [1, 2, 3, 4, 5, 6, 7, 8, 9], [3, 4, 9]])
-def test_extend_in_chunks_is_the_plain_forward(llama, cuts):
-    ids, positions, mask = tokens()
-    kv, parts, start = buffer(), [], 0
-    for end in cuts:
-        hidden, kv = extend(llama, ids[:, start:end], chunk(positions[:, start:end], [end - start] * 2), kv)
-        parts.append(hidden)
-        start = end
-    np.testing.assert_allclose(jnp.concatenate(parts, 1), run(llama, ids, positions, mask), rtol=1e-4, atol=1e-5)
-    assert kv.length.tolist() == [LENGTH, LENGTH]
-
-
-def test_padding_of_a_chunk_is_never_written(llama):
-    ids, positions, mask = tokens()
-    plain = run(llama, ids, positions, mask)
-    kv = buffer()
-    _, kv = extend(llama, ids[:, :4], chunk(positions[:, :4], [4, 2]), kv)  # row 1 holds two tokens
-    assert not kv.k[:, 1, :, 2:].any()
-    rest = jnp.stack([ids[0, 4:8], ids[1, 2:6]])
-    hidden, kv = extend(llama, rest, chunk(jnp.stack([positions[0, 4:8], positions[1, 2:6]]), [4, 4]), kv)
-    np.testing.assert_allclose(hidden[0], plain[0, 4:8], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(hidden[1], plain[1, 2:6], rtol=1e-4, atol=1e-5)
-
-
-def test_a_full_buffer_is_not_overwritten(llama):
-    ids, positions, _ = tokens()
-    _, kv = extend(llama, ids[:, :4], chunk(positions[:, :4], [4, 4]), buffer(slots=4))
-    _, after = extend(llama, ids[:, 4:6], chunk(positions[:, 4:6], [2, 2]), kv)
-    np.testing.assert_array_equal(after.k, kv.k)
-
-
-def test_a_donated_buffer_is_updated_in_place():
-    """No second copy: XLA's temporaries stay far below the buffer."""
-    config = dataclasses.replace(TINY, num_layers=8, lora=None)
-    graph, state = nnx.split(nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0))))
-    kv = empty_buffer(8, 2, 1024, config.num_kv_heads, config.head_dim, "float32")
-    new = chunk(jnp.zeros((2, 1), jnp.int32), [1, 1])
-
-    def step(kv, state, x, new):
-        return nnx.merge(graph, state).extend(x, new, kv)
-
-    x = jax.ShapeDtypeStruct((2, 1, 32), jnp.float32)
-    memory = jax.jit(step, donate_argnums=0).lower(kv, state, x, new).compile().memory_analysis()
-    size = 2 * math.prod(kv.k.shape) * 4
-    assert memory.alias_size_in_bytes >= size
-    assert memory.temp_size_in_bytes < size / 2
 
 
 def test_dropout_only_with_a_key(llama):
@@ -185,9 +123,6 @@ def test_low_precision_keeps_its_types():
     hidden = run(llama, ids, positions, mask)
     assert hidden.dtype == jnp.bfloat16
     assert llama.logits(hidden).dtype == jnp.float32
-    extended, kv = extend(llama, ids, chunk(positions, [LENGTH] * 2), buffer(dtype="bfloat16"))
-    assert kv.k.dtype == jnp.bfloat16
-    np.testing.assert_allclose(extended.astype(jnp.float32), hidden.astype(jnp.float32), atol=0.1)
 
 
 def test_the_stack_is_its_layers_in_order_and_a_norm(llama):

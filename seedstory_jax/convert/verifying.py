@@ -49,7 +49,7 @@ def verify_model(
             if (reason := _changed(source / name, file["size"], file["sha256"]))
         ]
         verdicts.append(Verdict("files", len(listed), tuple(changed)))
-    plans = plan_modules(config, sources, manifest["dtype"])
+    plans = plan_modules(config, sources, manifest["dtype"], ignore=manifest.get("ignore", ()))
     planned = {plan.name for plan in plans}
     for name in manifest["modules"]:
         if name not in planned:

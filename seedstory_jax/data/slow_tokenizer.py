@@ -16,7 +16,8 @@ from seedstory_jax.errors import UserError
 
 BLANK = "▁"  # sentencepiece writes blanks so
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-CLASSES = ("llamatokenizer", "llamatokenizerfast")  # early folders spell it LLaMATokenizer
+# In small letters, as early folders spell it LLaMATokenizer; the last one is what `convert import` writes.
+CLASSES = ("llamatokenizer", "llamatokenizerfast", "pretrainedtokenizerfast")
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,8 @@ setup(
         "ml_collections>=0.1.1",
         "jaxtyping>=0.3",
         "tokenizers>=0.20",
+        "sentencepiece>=0.2",
+        "protobuf>=4.25",
         "safetensors>=0.4.5",
         "numpy>=1.26",
         "pillow>=10",
@@ -42,7 +44,6 @@ setup(
     extras_require={
         "test": [*TORCH_FREE_TESTS, "torch==2.13.0", "peft>=0.12"],
         "test-torch-free": TORCH_FREE_TESTS,
-        "convert": ["torch>=2.4"],
         "eval": [*EVALUATION, "torchmetrics>=1.4"],
         "eval-torch-free": EVALUATION,
         "gpu": ["jax[cuda12]>=0.10"],

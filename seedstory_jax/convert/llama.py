@@ -102,6 +102,8 @@ def vocabulary_rows(config: LlamaConfig, base_rows: int | None = None) -> Transf
     rows, padded = config.vocab_size, config.padded_vocab_size
 
     def forward(table: np.ndarray) -> np.ndarray:
+        if table.ndim == 2 and table.shape[0] == padded != rows:  # its last rows are tokens there, and padding here
+            raise ValueError(f"a table of {padded} rows, where the vocabulary has {rows}")
         if table.ndim != 2 or not table.shape[0] or table.shape[0] not in (rows, base_rows):
             return table  # the caller's shape check says what is wrong
         if table.shape[0] < rows:
@@ -155,6 +157,8 @@ def lora_config_from_published(peft: Mapping[str, Any]) -> LoRAConfig:
     targets = peft.get("target_modules") or ()
     modules = peft.get("modules_to_save") or ()
     refused = {
+        f"r {peft.get('r')!r}": type(peft.get("r")) is not int,
+        f"lora_alpha {peft.get('lora_alpha')!r}": type(peft.get("lora_alpha")) not in (int, float),
         f"peft_type {peft.get('peft_type')!r} (only LORA)": str(peft.get("peft_type") or "LORA")
         .upper()
         .rpartition(".")[2]

@@ -38,6 +38,19 @@ class Tokenizer:
                 f"choose another one with --tokenizer=DIR, or --config.model.story.llama.vocab_size={size}"
             )
 
+    def complaints(self, folder: Path) -> list[str]:
+        """What is missing or different in the converted folder's tokenizer."""
+        found, name = folder / "tokenizer.json", "tokenizer.json"
+        if not found.is_file():
+            return [f"{name}: missing"]
+        own = next((file for file in self.files if file.name == name), None)
+        wanted = own.read_text() if self.made is None and own is not None else self.made.to_str()
+        try:
+            same = json.loads(found.read_text()) == json.loads(wanted)
+        except ValueError:
+            same = False
+        return [] if same else [f"{name}: differs from what the source gives"]
+
     def write(self, folder: Path) -> None:
         """Writes the new folder."""
         folder.mkdir()

@@ -87,3 +87,14 @@ def test_more_tokens_than_the_model_has_rows(tmp_path):
     config = replace(config, story=replace(config.story, llama=llama))
     with pytest.raises(UserError, match=r"a tokenizer of 526 tokens, but model\.story\.llama\.vocab_size is 500"):
         written(published(tmp_path / "in"), tmp_path / "out", config)
+
+
+def test_verify_sees_a_changed_tokenizer(tmp_path):
+    (found,) = find_sources(published(tmp_path / "in"))
+    tokenizer = Tokenizer(found, CONFIG)
+    assert tokenizer.complaints(tmp_path / "out") == ["tokenizer.json: missing"]
+    tokenizer.write(tmp_path / "out")
+    assert tokenizer.complaints(tmp_path / "out") == []
+    path = tmp_path / "out" / "tokenizer.json"
+    path.write_text(path.read_text().replace('"lstrip": false', '"lstrip": true', 1))
+    assert tokenizer.complaints(tmp_path / "out") == ["tokenizer.json: differs from what the source gives"]

@@ -14,6 +14,8 @@ from seedstory_jax.convert.sources import Found, find_sources
 from seedstory_jax.errors import UserError
 
 torch = pytest.importorskip("torch")
+# What is read does not depend on sizes: one geometry is enough.
+pytestmark = pytest.mark.parametrize("published", ["square"], indirect=True, scope="session")
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ from seedstory_jax.models.sdxl.unet import UNet
 from seedstory_jax.models.sdxl.vae import VAE
 from seedstory_jax.models.story_mllm import StoryMLLM
 from seedstory_jax.sharding import ACTIVATIONS, SAMPLING, batch_sharding, make_mesh, parameter_shardings, sampling_mesh
-from seedstory_jax.training.aot import abstract_step, placed
+from seedstory_jax.training.dry_run import lower_step
 
 TOPOLOGIES = ("v5e:2x4", "v5e:4x4", "v5p:4x4x4", "v6e:2x4")
 MEMORY = {"TPU v5 lite": 16 << 30, "TPU v5": 95 << 30, "TPU v5p": 95 << 30, "TPU v6 lite": 32 << 30}
@@ -60,7 +60,7 @@ def step(config: Config, stage: str, mesh: Mesh) -> jax.stages.Lowered:
     micro = next(micro for micro in range(1, rows + 1) if rows % micro == 0 and rows // micro <= at_once)
     optimizer = dataclasses.replace(section.optimizer, accumulation=micro)
     section = dataclasses.replace(section, batch_size=rows * shards, optimizer=optimizer)
-    return abstract_step(dataclasses.replace(config, **{stage: section}), stage, mesh)
+    return lower_step(dataclasses.replace(config, **{stage: section}), stage, mesh)
 
 
 def vit(config: Config, mesh: Mesh) -> jax.stages.Lowered:
@@ -154,7 +154,7 @@ def every_device(mesh: Mesh, shapes: dict, dtype: str) -> tuple[Mesh, dict]:
 def stored(shape, name: str, dtype: str, at: NamedSharding) -> jax.ShapeDtypeStruct:
     """A weight as sampling stores it."""
     kept = name.rpartition(".")[2] in KEPT_IN_FLOAT32
-    return placed(jax.ShapeDtypeStruct(shape.shape, shape.dtype if kept else jnp.dtype(dtype)), at)
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype if kept else jnp.dtype(dtype), sharding=at)
 
 
 PROGRAMS: dict[str, Callable[[Config, Mesh], jax.stages.Lowered]] = {

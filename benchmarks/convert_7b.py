@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from seedstory_jax.checkpoints.parts import module_shapes
 from seedstory_jax.config import load_config
 from seedstory_jax.convert.llama import llama_config_to_published, llama_rules
-from seedstory_jax.convert.plan import module_shapes
 from seedstory_jax.convert.rules import export_names, prefixed
 from seedstory_jax.convert.tensor_files import Outgoing, write_safetensors
 

@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.middle import TEXT_TOKENS, Tokens, middle_config
-from seedstory_jax.checkpoints.parts import PARTS, build, trainable_names
+from seedstory_jax.checkpoints.parts import PARTS, build
 from seedstory_jax.config import Config, ModelConfig, OptimizerConfig, load_config
 from seedstory_jax.data.token_rows import SequenceConfig, story_row
 from seedstory_jax.models import flops
@@ -44,9 +44,10 @@ from seedstory_jax.models.qwen_vit import QwenViTConfig
 from seedstory_jax.models.sdxl.detokenizer import denoising_loss, training_time_ids
 from seedstory_jax.models.story_mllm import StoryBatch, StoryMLLMConfig, story_losses
 from seedstory_jax.models.training_flops import detokenizer_training, story_training
-from seedstory_jax.training.loop import train_step
 from seedstory_jax.training.metrics import peak_flops
 from seedstory_jax.training.optimizer import make_optimizer
+from seedstory_jax.training.step import train_step
+from seedstory_jax.training.trainable import trainable_names
 
 TURNS = 10
 CAPTION = TEXT_TOKENS

@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from seedstory_jax.checkpoints.parts import build, load_parameters
+from seedstory_jax.checkpoints.load import load_parameters
+from seedstory_jax.checkpoints.parts import build
 from seedstory_jax.generation.build import for_sampling
 from seedstory_jax.models.llama import Llama, LlamaConfig, causal_mask
 from seedstory_jax.models.lora import LoRAConfig
@@ -51,7 +52,7 @@ def on_workdir(workdir: Path, batches: int) -> dict:
     system = load(workdir)
     config, run_data = system.config, system.run_data
     parameters = load_parameters(config.model, ("vit", "story"), workdir, seed=config.seed)
-    features = run_data.rows("squash", parameters, run_data.held_out)
+    features = run_data.encodings("squash", parameters, run_data.held_out)
     rows = ExampleBatches(
         config,
         run_data.tokenizer,

@@ -11,7 +11,7 @@ def get_config() -> ConfigDict:
     """Sizes and schedules of the toy."""
     config = ConfigDict()
     config.seed = 0
-    config.stages = ("tokenizer", "detokenizer", "story", "adapt")
+    config.stages = ("vae", "vit", "detokenizer", "story", "adapt")
 
     config.data = {
         "toy_world": {"stories": 700, "validation_stories": 60, "series": 0},
@@ -88,14 +88,16 @@ def get_config() -> ConfigDict:
     }
 
     fast = {"name": "muon", "b2": 0.98, "eps": 1e-8, "weight_decay": 0.01, "warmup_steps": 30, "learning_rate": 1e-2}
-    config.tokenizer = {
-        "vae_steps": 100,
-        "vae_batch_size": 32,
+    config.vae = {
+        "steps": 100,
+        "batch_size": 32,
         # Of dozens of small kernels Muon would compile for longer than it saves.
-        "vae_optimizer": {**fast, "name": "adamw", "learning_rate": 3e-3, "weight_decay": 0.0},
+        "optimizer": {**fast, "name": "adamw", "learning_rate": 3e-3, "weight_decay": 0.0},
+        "save_every": 175,
+    }
+    config.vit = {
         "steps": 350,
         "batch_size": 64,
-        "trainable": "all",
         "optimizer": fast,
         "save_every": 175,
     }

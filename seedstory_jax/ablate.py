@@ -14,7 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from seedstory_jax import cli
-from seedstory_jax.checkpoints.stage import latest_step
+from seedstory_jax.checkpoints.readers import fingerprint
 from seedstory_jax.config import load_config, to_dict
 from seedstory_jax.evaluation.ablation import Run, Setup, plan_runs, read_run, tell_runs, timing_figures
 from seedstory_jax.evaluation.bootstrap import Interval
@@ -144,9 +144,8 @@ NOTES = (
 
 def identity_of(system: StoryPipeline, drawing: Mapping) -> Mapping:
     """What stories depend on besides policy and beginnings; `drawing`: seed, steps and guidance."""
-    steps = {stage: latest_step(system.workdir / stage) for stage in ("tokenizer", "detokenizer", "story", "adapt")}
     return {
-        "checkpoint": {stage: step for stage, step in steps.items() if step is not None},
+        "checkpoint": fingerprint(system.workdir, system.config.sample.checkpoint),
         "model": to_dict(system.config.model),
         "sample": to_dict(system.config.sample),
         **drawing,

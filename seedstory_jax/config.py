@@ -25,7 +25,6 @@ from seedstory_jax.models.sdxl.vae import VAEConfig
 from seedstory_jax.models.story_mllm import StoryMLLMConfig
 
 T = TypeVar("T")
-STAGES = ("tokenizer", "detokenizer", "story", "adapt")
 
 
 @dataclass(frozen=True)
@@ -121,14 +120,19 @@ class StageConfig:
 
 
 @dataclass(frozen=True)
-class TokenizerStageConfig(StageConfig):
-    """The toy's stand-in for a pretrained ViT and VAE: the VAE first, then the ViT on its frozen latents."""
+class VAEStageConfig(StageConfig):
+    """Stage `vae`, for models that begin with nothing: reconstruction plus a light KL term."""
 
-    vae_steps: int = 150
-    vae_batch_size: int = 32
+    trainable: str = "all"
     kl_weight: float = 1e-6
+
+
+@dataclass(frozen=True)
+class ViTStageConfig(StageConfig):
+    """Stage `vit`, for models that begin with nothing: features from which latents and words can be read."""
+
+    trainable: str = "all"
     words_weight: float = 0.3  # of the bag-of-words loss beside the latents' mean squared error
-    vae_optimizer: OptimizerConfig = OptimizerConfig()
 
 
 @dataclass(frozen=True)
@@ -184,12 +188,25 @@ class Config:
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     mesh: MeshConfig = MeshConfig()
-    tokenizer: TokenizerStageConfig = TokenizerStageConfig()
+    vae: VAEStageConfig = VAEStageConfig()
+    vit: ViTStageConfig = ViTStageConfig()
     detokenizer: StageConfig = StageConfig()
     story: StoryStageConfig = StoryStageConfig()
     adapt: AdaptStageConfig = AdaptStageConfig()
     sample: SampleConfig = SampleConfig()
     watch: WatchConfig = WatchConfig()
+
+
+# The stages' sections in the order of training: a later stage goes on from what an earlier one trained.
+STAGES = tuple(
+    name
+    for name, hint in typing.get_type_hints(Config).items()
+    if isinstance(hint, type) and issubclass(hint, StageConfig)
+)
+# Keys of earlier versions; an error for one of them names the new one.
+RENAMED = {
+    "tokenizer": "the sections vae and vit (tokenizer.vae_steps is vae.steps, tokenizer.steps is vit.steps, and so on)",
+}
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
@@ -205,12 +222,18 @@ def from_dict(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:
     for key, value in values.items():
         where = f"{path}{key}"
         if key not in hints:
-            raise UserError(f"unknown config key {where!r}: {nearest(key, list(hints))}")
+            raise UserError(_unknown_key(where, key, list(hints)))
         arguments[key] = _coerce(hints[key], value, where)
     try:
         return cls(**arguments)
     except ValueError as error:
         raise UserError(f"config section {path.rstrip('.') or cls.__name__!r}: {error}") from error
+
+
+def _unknown_key(where: str, key: str, known: Sequence[str]) -> str:
+    if where.partition(".")[0] in RENAMED:
+        return f"config key {where!r} is of an earlier version: now {RENAMED[where.partition('.')[0]]}"
+    return f"unknown config key {where!r}: {nearest(key, known)}"
 
 
 def _coerce(hint: Any, value: Any, where: str) -> Any:
@@ -249,7 +272,7 @@ def override(config: T, key: str, text: str) -> T:
     head, _, rest = key.partition(".")
     hints = typing.get_type_hints(type(config))
     if head not in hints:
-        raise UserError(f"unknown config key {key!r}: {nearest(head, list(hints))}")
+        raise UserError(_unknown_key(key, head, list(hints)))
     if rest:
         section = getattr(config, head)
         if not dataclasses.is_dataclass(section):
@@ -300,7 +323,6 @@ CHOICES = {
     "sample.checkpoint": ("newest", "best"),
     **{f"{stage}.on_nonfinite": ("stop", "skip") for stage in STAGES},
     **{f"{stage}.optimizer.name": ("adamw", "muon") for stage in STAGES},
-    "tokenizer.vae_optimizer.name": ("adamw", "muon"),
 }
 
 

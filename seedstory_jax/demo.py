@@ -13,12 +13,12 @@ from pathlib import Path
 
 from seedstory_jax import cli
 from seedstory_jax.ablate import tell_ablation, write_ablation
-from seedstory_jax.checkpoints.stage import write_json
 from seedstory_jax.config import Config, load_config
 from seedstory_jax.evaluation.ablation import plan_runs
 from seedstory_jax.evaluation.measure import Tools
 from seedstory_jax.evaluation.policy_table import policy_table, to_markdown
 from seedstory_jax.evaluation.prompts import beginnings, true_stories
+from seedstory_jax.files import write_json
 from seedstory_jax.generation.policies import POLICIES
 from seedstory_jax.pipeline import load
 from seedstory_jax.report.demo_page import curve_plot, write_demo_page

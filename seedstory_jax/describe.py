@@ -14,14 +14,15 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from seedstory_jax.checkpoints.parts import PARTS, TRAINED_BY, trainable_names
+from seedstory_jax.checkpoints.parts import PARTS, module_shapes
 from seedstory_jax.config import Config, MeshConfig, load_config
 from seedstory_jax.errors import UserError
 from seedstory_jax.generation.flops import buffer_bytes
 from seedstory_jax.generation.policies import POLICIES, Policy, make_policy, slot_count
 from seedstory_jax.models import flops
-from seedstory_jax.models.parameters import abstract_parameters
 from seedstory_jax.sharding import AXES, SAMPLING, device_elements
+from seedstory_jax.training.stages import STAGES
+from seedstory_jax.training.trainable import trainable_names
 
 Shapes = dict[str, tuple[int, ...]]
 LENGTHS = (10, 25, 30, 50, 100)  # sequences of a story
@@ -37,16 +38,11 @@ MODULES = {
     "vae": ("vae", ""),
 }
 ADAM_BYTES = 16  # a trained parameter: float32 value, gradient and two moments
-STAGE_PARTS = {
-    "detokenizer": ("vit", "vae", "detokenizer"),
-    "story": ("vit", "story"),
-    "adapt": ("vit", "vae", "story", "detokenizer"),
-}
 
 
 def describe(config: Config, mesh: tuple[int, int, int]) -> dict[str, Any]:
     """Everything as plain numbers; the published modules' parameter counts stand at the top, by name."""
-    shapes = {part: _shapes(config, part) for part in PARTS}
+    shapes = {part: module_shapes(config.model, part) for part in PARTS}
     counts = {name: parameter_count(config, shapes, name) for name in MODULES}
     operations = flops_a_call(config)
     dtypes = _compute_dtypes(config)
@@ -67,10 +63,6 @@ def describe(config: Config, mesh: tuple[int, int, int]) -> dict[str, Any]:
         "mesh": dict(zip(AXES, mesh, strict=True)),
         "per_device": per_device(config, shapes, mesh),
     }
-
-
-def _shapes(config: Config, part: str) -> Shapes:
-    return {path: tuple(leaf.shape) for path, leaf in abstract_parameters(PARTS[part](config.model))[1].items()}
 
 
 def _module_shapes(shapes: Mapping[str, Shapes], name: str) -> Shapes:
@@ -154,8 +146,8 @@ def per_device(config: Config, shapes: Mapping[str, Shapes], mesh: tuple[int, in
     frozen = jnp.dtype(config.model.frozen_dtype).itemsize
     sizes = dict(zip(AXES, mesh, strict=True))
     result: dict[str, dict[str, int]] = {}
-    for stage, parts in STAGE_PARTS.items():
-        trained_part = dict(TRAINED_BY)[stage]
+    for stage in config.stages:
+        trained_part, parts = STAGES[stage].trains, STAGES[stage].needs
         trains = trainable_names(trained_part, getattr(config, stage).trainable)
         stage_bytes = {"weights": 0, "trained": 0}
         for part in parts:

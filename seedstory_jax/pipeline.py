@@ -7,7 +7,6 @@ for sequence in story:
 pictures = system.draw(story.sequences)        # pixels when wanted, uint8 [n h w 3]
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,14 +16,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from seedstory_jax.checkpoints.parts import build, load_parameters
-from seedstory_jax.checkpoints.stage import BEST, latest_step
-from seedstory_jax.config import Config, check, differing_keys, from_dict, to_dict
+from seedstory_jax.checkpoints.layout import BEST, CONFIG_FILE, SHARED_SECTIONS, is_run, latest_step, read_config
+from seedstory_jax.checkpoints.load import load_parameters
+from seedstory_jax.checkpoints.parts import build
+from seedstory_jax.config import Config, check, differing_keys, to_dict
 from seedstory_jax.data.images import ImageTransform, open_image
 from seedstory_jax.data.text_tokenizer import StoryTokenizer
 from seedstory_jax.errors import UserError
 from seedstory_jax.features.run_data import RunData
-from seedstory_jax.generation.build import for_sampling, stored_as
+from seedstory_jax.generation.build import for_sampling, make_renderer, stored_as
 from seedstory_jax.generation.engine import Story, StoryEngine
 from seedstory_jax.generation.interface import GenerationConfig
 from seedstory_jax.generation.interface import Sequence as StorySequence
@@ -33,8 +33,6 @@ from seedstory_jax.generation.render import Renderer
 from seedstory_jax.models.parameters import Parameters, split_module, with_prefix
 from seedstory_jax.models.story_mllm import StoryMLLM
 from seedstory_jax.sharding import SAMPLING, parameter_shardings, sampling_mesh
-from seedstory_jax.training.stages.detokenizer import make_renderer
-from seedstory_jax.training.train import CONFIG_FILE, SHARED_SECTIONS
 
 ENCODE_BATCH = 8
 
@@ -163,20 +161,14 @@ def load(workdir: str | Path, config: Config | None = None) -> StoryPipeline:
     Raises UserError if the folder holds no run, or another one than the config says.
     """
     workdir = Path(workdir)
-    path = workdir / CONFIG_FILE
-    if not path.is_file():
+    if not is_run(workdir):
         if config is not None and config.model.base:
             return StoryPipeline(config, workdir)
         raise UserError(
             f"{workdir} holds no run (no {CONFIG_FILE}): train one with "
             f"python train.py --config=configs/toy.py --workdir={workdir}"
         )
-    try:
-        own = from_dict(Config, json.loads(path.read_text()))
-    except (json.JSONDecodeError, UserError) as error:
-        raise UserError(
-            f"{path} cannot be used ({error}): it is from another version or damaged; train anew"
-        ) from error
+    own = read_config(workdir)
     if config is not None:
         mine, theirs = to_dict(own), to_dict(config)
         rows = differing_keys({k: mine[k] for k in SHARED_SECTIONS}, {k: theirs[k] for k in SHARED_SECTIONS})

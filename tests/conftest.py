@@ -58,7 +58,8 @@ def micro_config(**changes):
     perceiver = {"dim": 16, "depth": 1, "dim_head": 8, "heads": 2, "num_queries": 4, "embedding_dim": 16}
     model["detokenizer"]["perceiver"] |= {**perceiver, "output1_dim": 8, "output2_dim": 8}
     values["data"]["toy_world"] |= {"stories": 4, "validation_stories": 2}
-    values["tokenizer"] |= {"vae_steps": 2, "vae_batch_size": 4, "steps": 2, "batch_size": 4, "save_every": 100}
+    values["vae"] |= {"steps": 2, "batch_size": 4, "save_every": 100}
+    values["vit"] |= {"steps": 2, "batch_size": 4, "save_every": 100}
     values["detokenizer"] |= {"steps": 2, "batch_size": 4, "preview_every": 0, "save_every": 100}
     values["story"] |= {"steps": 6, "batch_size": 2, "max_turns": 3, "max_length": 160, "save_every": 2}
     values["adapt"] |= {"steps": 2, "batch_size": 4, "images_per_row": 2, "preview_every": 0, "save_every": 100}

@@ -11,18 +11,16 @@ tensorstore fills slot by slot.
 """
 
 import contextlib
-import json
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from seedstory_jax.convert.tensor_files import read_json
 from seedstory_jax.errors import UserError
+from seedstory_jax.files import read_json, write_json
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -90,92 +88,9 @@ class ModuleWriter:
         return ts.open(spec, create=True, open=False).result()
 
 
-class ModuleReader:
-    """Reads one module's folder array by array, or row by row."""
-
-    def __init__(self, folder: Path):
-        """Raises UserError if there is no such checkpoint."""
-        self.folder = folder.absolute()
-        if not (self.folder / "_METADATA").is_file():
-            raise UserError(f"{folder} is no converted module: it has no _METADATA")
-        self.names = sorted(
-            entry["key_metadata"][0]["key"] for entry in read_json(self.folder / "_METADATA")["tree_metadata"].values()
-        )
-        self._open: dict[str, Any] = {}
-
-    def store(self, name: str) -> Any:
-        """The tensorstore of one array; raises UserError if it is missing or damaged."""
-        import tensorstore as ts
-
-        if name not in self._open:
-            spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": str(self.folder / name)}}
-            try:
-                self._open[name] = ts.open(spec, open=True, read=True).result()
-            except ValueError as error:
-                raise UserError(f"{self.folder / name}: missing or damaged: {str(error).splitlines()[0]}") from error
-        return self._open[name]
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one array."""
-        return tuple(self.store(name).shape)
-
-    def dtype(self, name: str) -> np.dtype:
-        """Dtype of one array."""
-        return np.dtype(self.store(name).dtype.numpy_dtype)
-
-    def read(self, name: str, layer: int | None = None) -> np.ndarray:
-        """One array, or one row of it; raises UserError if a part of it cannot be read."""
-        store = self.store(name)
-        try:
-            return (store if layer is None else store[layer]).read().result()
-        except ValueError as error:
-            raise UserError(f"{self.folder / name}: damaged: {str(error).splitlines()[0]}") from error
-
-
-def restore_module(folder: Path, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-    """The parameters of one converted module that `abstract` asks for and the folder holds.
-
-    Args:
-      folder: a module's folder below a converted model, e.g. DIR/story.
-      abstract: path -> shape, dtype and (optional) sharding to restore to; each device reads its part.
-
-    Returns:
-      path -> array, without the paths that no source filled (adapters of a base model: they start fresh).
-
-    Raises:
-      UserError: if there is no such module, or a shape differs.
-    """
-    import orbax.checkpoint as ocp
-
-    reader = ModuleReader(folder)
-    wanted = {}
-    for name in reader.names:
-        if name not in abstract:
-            continue
-        if reader.shape(name) != tuple(abstract[name].shape):
-            raise UserError(
-                f"{folder}: {name} has shape {list(reader.shape(name))}, the config says {list(abstract[name].shape)}; "
-                "convert again with this config"
-            )
-        leaf = abstract[name]
-        sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        wanted[name] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-    if not wanted:
-        return {}
-    with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as checkpointer:
-        return checkpointer.restore(
-            folder.absolute(),
-            args=ocp.args.PyTreeRestore(
-                item=wanted,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-                partial_restore=True,
-            ),
-        )
-
-
 def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
     """Writes `manifest.json`."""
-    (folder / MANIFEST).write_text(json.dumps({"format": FORMAT, **facts}, indent=1) + "\n")
+    write_json(folder / MANIFEST, {"format": FORMAT, **facts})
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -188,8 +103,3 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if manifest.get("format") != FORMAT:
         raise UserError(f"{folder} has the format {manifest.get('format')}, this version reads {FORMAT}; convert again")
     return manifest
-
-
-def converted_modules(folder: Path) -> Iterable[str]:
-    """Names of the modules in a converted model."""
-    return read_manifest(folder)["modules"].keys()

@@ -1,5 +1,9 @@
-"""A model on disk, wherever its parameters lie: a converted folder, or a workdir's stages over its base."""
+"""A stored model, wherever its parameters lie: a converted folder, or a run's stages over its base.
 
+One layering everywhere: base < stages in the order of training < (what nothing stores) random values from the seed.
+"""
+
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,74 +11,109 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from seedstory_jax.checkpoints.converted import MANIFEST, ModuleReader, read_manifest
-from seedstory_jax.config import Config, ModelConfig, from_dict
-from seedstory_jax.convert.plan import MODULES, module_shapes
-from seedstory_jax.convert.tensor_files import read_json
+from seedstory_jax.checkpoints.converted import MANIFEST, read_manifest
+from seedstory_jax.checkpoints.digest import combined, host_sum
+from seedstory_jax.checkpoints.layout import (
+    BEST,
+    CHECKPOINTS,
+    CONFIG_FILE,
+    FACTS,
+    TOKENIZER,
+    TRAINED,
+    checkpoint_folder,
+    committed_steps,
+    is_run,
+    latest_step,
+    read_config,
+)
+from seedstory_jax.checkpoints.parts import PARTS, module_shapes, part_shapes, random_parameters
+from seedstory_jax.config import STAGES, ModelConfig, from_dict
 from seedstory_jax.errors import UserError
+from seedstory_jax.files import read_json
+
+log = logging.getLogger(__name__)
+NEWEST = "newest"
+WHICH = (NEWEST, BEST)
 
 
 @runtime_checkable
 class Reader(Protocol):
-    """Arrays of one module by dotted path."""
+    """Arrays of one part by their path inside it."""
 
-    names: Sequence[str]
+    @property
+    def names(self) -> Sequence[str]:
+        """The paths, sorted."""
+        ...
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one array."""
+        ...
 
     def dtype(self, name: str) -> np.dtype:
         """Dtype of one array."""
+        ...
 
-    def read(self, name: str, layer: int | None = None) -> np.ndarray:
-        """One array, or one row of it."""
-
-
-@dataclass(frozen=True)
-class StoredModel:
-    """The modules that are there, their config, and the tokenizer's folder if there is one."""
-
-    config: ModelConfig
-    modules: Mapping[str, Reader]
-    tokenizer: Path | None
+    def read(self, name: str, index: Any = ()) -> np.ndarray:
+        """One array, or what a numpy index (a layer's number, slices) picks of it; no more than that is read."""
+        ...
 
 
-class StageReader:
-    """The arrays of a stage's newest checkpoint under one prefix, read through tensorstore, never all at once."""
+class StoreReader:
+    """Arrays that tensorstore reads in pieces: an Orbax item of one flat dict, in either of Orbax's formats."""
 
-    def __init__(self, folder: Path, prefix: str):
-        """`folder` is the checkpoint's `trained` item, a flat dict of arrays saved by Orbax."""
-        tree = read_json(folder / "_METADATA")["tree_metadata"]
-        keys = [entry["key_metadata"][0]["key"] for entry in tree.values()]
-        self._folder, self._prefix = folder.absolute(), prefix
+    def __init__(self, folder: Path, prefix: str = ""):
+        """`folder` is the item's; only names under `prefix` are there, without it. UserError if it is no such item."""
+        self.folder, self._prefix = folder.absolute(), prefix
+        if not (folder / "_METADATA").is_file():
+            raise UserError(f"{folder} is no converted module: it has no _METADATA")
+        metadata = read_json(folder / "_METADATA")
+        keys = [entry["key_metadata"][0]["key"] for entry in metadata["tree_metadata"].values()]
         self.names: Sequence[str] = sorted(key.removeprefix(prefix) for key in keys if key.startswith(prefix))
+        self._ocdbt = (self.folder / "manifest.ocdbt").is_file()
         self._open: dict[str, Any] = {}
 
-    def _store(self, name: str) -> Any:
+    def store(self, name: str) -> Any:
+        """The tensorstore of one array. Raises UserError if it is missing or damaged."""
         import tensorstore as ts
 
         if name not in self._open:
-            base = {"driver": "file", "path": f"{self._folder}/"}
-            kvstore = {"driver": "ocdbt", "base": base, "path": f"{self._prefix}{name}/"}
-            self._open[name] = ts.open({"driver": "zarr", "kvstore": kvstore}, open=True, read=True).result()
+            key = f"{self._prefix}{name}"
+            store: dict[str, Any] = {"driver": "file", "path": str(self.folder / key)}
+            if self._ocdbt:
+                base = {"driver": "file", "path": f"{self.folder}/"}
+                store = {"driver": "ocdbt", "base": base, "path": f"{key}/"}
+            try:
+                self._open[name] = ts.open({"driver": "zarr", "kvstore": store}, open=True, read=True).result()
+            except ValueError as error:
+                raise UserError(f"{self.folder / key}: missing or damaged: {str(error).splitlines()[0]}") from error
         return self._open[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one array."""
-        return tuple(self._store(name).shape)
+        return tuple(self.store(name).shape)
 
     def dtype(self, name: str) -> np.dtype:
         """Dtype of one array."""
-        return np.dtype(self._store(name).dtype.numpy_dtype)
+        return np.dtype(self.store(name).dtype.numpy_dtype)
 
-    def read(self, name: str, layer: int | None = None) -> np.ndarray:
-        """One array, or one row of it."""
-        store = self._store(name)
-        return (store if layer is None else store[layer]).read().result()
+    def read(self, name: str, index: Any = ()) -> np.ndarray:
+        """One array or a piece of it. Raises UserError if that cannot be read."""
+        store = self.store(name)
+        try:
+            return store[index].read().result()
+        except ValueError as error:
+            raise UserError(f"{self.folder / (self._prefix + name)}: damaged: {str(error).splitlines()[0]}") from error
+
+    def digest(self) -> str:
+        """`digest_of` the stored arrays, one in memory at a time."""
+        return combined(
+            (f"{self._prefix}{name}", self.shape(name), self.dtype(name), host_sum(self.read(name)))
+            for name in self.names
+        )
 
 
 class LayeredReader:
-    """Several readers of one module; the last one that has a name counts."""
+    """Several readers of one part; the last one that has a name counts."""
 
     def __init__(self, readers: Sequence[Reader]):
         """`readers` from the base to the last stage."""
@@ -89,13 +128,13 @@ class LayeredReader:
         """Dtype of one array."""
         return self._where[name].dtype(name)
 
-    def read(self, name: str, layer: int | None = None) -> np.ndarray:
-        """One array, or one row of it."""
-        return self._where[name].read(name, layer)
+    def read(self, name: str, index: Any = ()) -> np.ndarray:
+        """One array or a piece of it."""
+        return self._where[name].read(name, index)
 
 
 class FreshReader:
-    """Values that were drawn at the start and never trained (position tables above all), drawn again from the seed."""
+    """Values that were random at the start and never trained (position tables above all), made again from the seed."""
 
     def __init__(self, model: ModelConfig, part: str, seed: int, names: Sequence[str]):
         """`names` of `part` are computed at the first read, and nothing else is."""
@@ -105,12 +144,10 @@ class FreshReader:
 
     def _value(self, name: str) -> np.ndarray:
         if self._values is None:
-            from seedstory_jax.checkpoints.parts import part_shapes, random_parameters
-
             shapes = part_shapes(self._model, self._part)
             wanted = {f"{self._part}.{each}": shapes[f"{self._part}.{each}"] for each in self.names}
-            drawn = random_parameters(self._model, self._part, self._seed, wanted)
-            self._values = {each: np.asarray(drawn[f"{self._part}.{each}"]) for each in self.names}
+            made = random_parameters(self._model, self._part, self._seed, wanted)
+            self._values = {each: np.asarray(made[f"{self._part}.{each}"]) for each in self.names}
         return self._values[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -121,64 +158,129 @@ class FreshReader:
         """Dtype of one array."""
         return self._value(name).dtype
 
-    def read(self, name: str, layer: int | None = None) -> np.ndarray:
-        """One array, or one row of it."""
-        return self._value(name) if layer is None else self._value(name)[layer]
+    def read(self, name: str, index: Any = ()) -> np.ndarray:
+        """One array or a piece of it."""
+        return self._value(name)[index]
 
 
-def open_model(folder: Path) -> StoredModel:
-    """Opens a converted folder or a workdir; raises UserError if it is neither."""
+@dataclass(frozen=True)
+class StoredModel:
+    """The parts that are there, their config, and the tokenizer's folder if there is one."""
+
+    config: ModelConfig
+    modules: Mapping[str, Reader]
+    tokenizer: Path | None
+
+
+def open_model(folder: Path, which: str = NEWEST) -> StoredModel:
+    """Opens a converted folder or a run's workdir.
+
+    Args:
+        folder: either of them.
+        which: "newest", or "best": of a run's stages that were evaluated, what did best on held-out stories.
+
+    Raises UserError if it is neither, or holds nothing that can be read.
+    """
     if not folder.is_dir():
         raise UserError(f"no folder {str(folder)!r}")
+    if which not in WHICH:
+        raise UserError(f"checkpoint={which!r}: choose one of {', '.join(WHICH)}")
     if (folder / MANIFEST).is_file():
         manifest = read_manifest(folder)
         config = from_dict(ModelConfig, manifest["config"], "manifest.config.")
-        modules: dict[str, Reader] = {name: ModuleReader(folder / name) for name in manifest["modules"]}
+        modules: dict[str, Reader] = {name: StoreReader(folder / name) for name in manifest["modules"]}
         tokenizer = folder / "tokenizer"
         return StoredModel(config, modules, tokenizer if tokenizer.is_dir() else None)
-    return open_workdir(folder)
-
-
-def open_workdir(workdir: Path) -> StoredModel:
-    """The newest checkpoints of a workdir's stages, in the order of training, over the base they started from.
-
-    As in `training.parts.load_parameters`, a part that a stage has trained has its untrained rest from the seed.
-    """
-    if not (workdir / "config.json").is_file():
-        raise UserError(f"{workdir} is neither a workdir (no config.json) nor a converted model (no {MANIFEST})")
-    config = from_dict(Config, read_json(workdir / "config.json"), "config.")
-    readers: dict[str, list[Reader]] = {name: [] for name in MODULES}
-    from seedstory_jax.checkpoints.parts import TRAINED_BY  # only what a workdir is, and only here
-    from seedstory_jax.features.run_data import TOKENIZER
-
-    given = Path(config.data.tokenizer) if config.data.tokenizer else workdir / TOKENIZER
-    tokenizer = given if given.is_dir() else None
-    if config.model.base:
-        base = open_model(Path(config.model.base))
-        for name, reader in base.modules.items():
-            readers[name].append(reader)
-        tokenizer = tokenizer or base.tokenizer
-    for stage, _ in TRAINED_BY:
-        newest = _newest_step(workdir / stage / "checkpoints")
-        if newest is None:
-            continue
-        for name in MODULES:
-            reader = StageReader(newest / "trained", f"{name}.")
-            if reader.names:
-                readers[name].append(reader)
-    for name, layers in readers.items():
-        held = {path for reader in layers for path in reader.names}
-        fresh = [path for path in module_shapes(config.model, name) if path not in held]
-        if layers and fresh:
-            layers.insert(0, FreshReader(config.model, name, config.seed, fresh))
-    modules: dict[str, Reader] = {name: LayeredReader(layers) for name, layers in readers.items() if layers}
+    if not is_run(folder):
+        raise UserError(f"{folder} is neither a workdir (no {CONFIG_FILE}) nor a converted model (no {MANIFEST})")
+    config = read_config(folder)
+    layers = layers_of(config.model, PARTS, folder, which=which)
+    modules = {}
+    for part, readers in layers.items():
+        held = {name for reader in readers for name in reader.names}
+        fresh = [name for name in module_shapes(config.model, part) if name not in held]
+        if fresh:  # a part that a stage has trained has its untrained rest from the seed
+            readers = [FreshReader(config.model, part, config.seed, fresh), *readers]
+        modules[part] = LayeredReader(readers)
     if not modules:
-        raise UserError(f"{workdir} holds no checkpoint yet; run train.py with this workdir first")
+        raise UserError(f"{folder} holds no checkpoint yet; run train.py with this workdir first")
+    given = Path(config.data.tokenizer) if config.data.tokenizer else folder / TOKENIZER
+    tokenizer = given if given.is_dir() else None
+    if tokenizer is None and config.model.base:
+        tokenizer = open_model(Path(config.model.base)).tokenizer
     return StoredModel(config.model, modules, tokenizer)
 
 
-def _newest_step(folder: Path) -> Path | None:
-    if not folder.is_dir():
-        return None
-    steps = [path for path in folder.iterdir() if path.name.isdigit() and (path / "trained").is_dir()]
-    return max(steps, key=lambda path: int(path.name), default=None)
+def layers_of(
+    model: ModelConfig,
+    parts: Sequence[str] | Mapping[str, Any],
+    workdir: Path,
+    *,
+    stages: Sequence[str] = STAGES,
+    which: str = NEWEST,
+) -> dict[str, list[Reader]]:
+    """What is stored of each of `parts`: its base's reader, then those of the stages of `workdir` that trained it.
+
+    A part of which nothing is stored is left out. `stages`: those that count, in the order of training. Raises
+    UserError for a base that lacks a part, and for a stage of which no checkpoint can be read.
+    """
+    layers: dict[str, list[Reader]] = {}
+    for stage in stages:
+        for part, reader in _open_stage(workdir / stage, parts, which).items():
+            layers.setdefault(part, []).append(reader)
+    if model.base:
+        base = Path(model.base)
+        stored = open_model(base)
+        for part in parts:
+            trained = {name for reader in layers.get(part, ()) for name in reader.names}
+            if part in stored.modules:
+                layers.setdefault(part, []).insert(0, stored.modules[part])
+            elif set(module_shapes(model, part)) - trained:
+                what = "run without a trained" if is_run(base) else "converted model without a"
+                raise UserError(f"model.base={base} is a {what} {part}: choose a base that has one")
+    return layers
+
+
+def _open_stage(folder: Path, parts: Sequence[str] | Mapping[str, Any], which: str) -> dict[str, Reader]:
+    """A reader for each of `parts` that the stage trained, of its newest checkpoint that is whole."""
+    folder, damaged = _chosen(folder, which), []
+    for step in committed_steps(folder):
+        at = checkpoint_folder(folder, step)
+        try:
+            check_digest(at)
+            readers = {part: StoreReader(at / TRAINED, f"{part}.") for part in parts}
+        except UserError as error:
+            damaged.append(f"step {step} ({error})")
+            continue
+        if damaged:
+            log.warning("damaged checkpoint in %s: %s; taking step %d", folder, "; ".join(damaged), step)
+        return {part: reader for part, reader in readers.items() if reader.names}
+    if damaged:
+        raise UserError(
+            f"every checkpoint in {folder / CHECKPOINTS} is damaged: {'; '.join(damaged)}; train the stage again"
+        )
+    return {}
+
+
+def _chosen(folder: Path, which: str) -> Path:
+    return folder / BEST if which == BEST and latest_step(folder / BEST) is not None else folder
+
+
+def fingerprint(workdir: Path, which: str = NEWEST) -> dict[str, list[Any]]:
+    """[step, digest] of every trained stage: what tells two states of a workdir apart."""
+    found = {}
+    for stage in STAGES:
+        folder = _chosen(workdir / stage, which)
+        step = latest_step(folder)
+        if step is not None:
+            facts = read_json(checkpoint_folder(folder, step) / FACTS / "metadata")
+            found[stage] = [step, facts.get("digest")]
+    return found
+
+
+def check_digest(checkpoint: Path) -> None:
+    """Reads a checkpoint's trained arrays. Raises UserError if one cannot be read, or they are not what was saved."""
+    facts = read_json(checkpoint / FACTS / "metadata")
+    found = StoreReader(checkpoint / TRAINED).digest()
+    if facts.get("digest", found) != found:
+        raise UserError(f"{checkpoint}: the arrays have the digest {found}, {facts['digest']} was saved")

@@ -77,9 +77,11 @@ def run_export(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
     parser.add_argument("--parts", default="", help=f"some of {','.join(PARTS)} (default: all that are there)")
     parser.add_argument("--dtype", default="source", help="source (as stored), float32, bfloat16 or float16")
+    parser.add_argument("--checkpoint", default="newest", help="newest, or best on held-out stories")
     flags, _ = parser.parse_strictly(argv)
     parts = tuple(part for part in flags.parts.split(",") if part)
-    for part, reason in export_model(flags.workdir, flags.out, parts=parts, dtype=flags.dtype).items():
+    verdicts = export_model(flags.workdir, flags.out, parts=parts, dtype=flags.dtype, checkpoint=flags.checkpoint)
+    for part, reason in verdicts.items():
         print(f"{part:<12} left out: {reason}" if reason else f"{part:<12} {flags.out / part}")
     return 0
 

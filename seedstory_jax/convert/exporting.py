@@ -22,16 +22,17 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from seedstory_jax.checkpoints.readers import Reader, StoredModel, open_model
+from seedstory_jax.checkpoints.parts import module_shapes
+from seedstory_jax.checkpoints.readers import NEWEST, Reader, StoredModel, open_model
 from seedstory_jax.config import ModelConfig, nearest
-from seedstory_jax.convert.importing import byte_bar, new_folder
+from seedstory_jax.convert.importing import byte_bar
 from seedstory_jax.convert.llama import (
     LORA_PATHS,
     adapter_config,
     llama_config_to_published,
     llama_rules,
 )
-from seedstory_jax.convert.plan import DTYPES, module_shapes
+from seedstory_jax.convert.plan import DTYPES
 from seedstory_jax.convert.qwen_vit import qwen_vit_rules
 from seedstory_jax.convert.rules import Placement, Rule, WeightsError, export_names, prefixed
 from seedstory_jax.convert.sdxl import (
@@ -45,6 +46,7 @@ from seedstory_jax.convert.sdxl import (
 from seedstory_jax.convert.story_mllm import story_rules
 from seedstory_jax.convert.tensor_files import Outgoing, write_safetensors
 from seedstory_jax.errors import UserError
+from seedstory_jax.files import atomic_folder
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,9 @@ TENSOR_PARTS = {
 PARTS = (*TENSOR_PARTS, "scheduler", "tokenizer")
 
 
-def export_model(workdir: Path, out: Path, *, parts: Sequence[str] = (), dtype: str = "source") -> dict[str, str]:
+def export_model(
+    workdir: Path, out: Path, *, parts: Sequence[str] = (), dtype: str = "source", checkpoint: str = NEWEST
+) -> dict[str, str]:
     """Writes the model in `workdir` (a training workdir or a converted folder) into the new folder `out`.
 
     Args:
@@ -118,6 +122,7 @@ def export_model(workdir: Path, out: Path, *, parts: Sequence[str] = (), dtype: 
       out: the folder to make, one subfolder a part; it appears when everything is written.
       parts: some of `PARTS`; empty takes all for which the model has everything.
       dtype: dtype of the written tensors; "source" keeps what is stored.
+      checkpoint: "newest", or "best" of a workdir's stages that were evaluated.
 
     Returns:
       part -> "" if it was written, else why not.
@@ -132,7 +137,7 @@ def export_model(workdir: Path, out: Path, *, parts: Sequence[str] = (), dtype: 
         raise UserError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
     if out.exists():
         raise UserError(f"{out} exists; choose another --out or remove it first")
-    model = open_model(workdir)
+    model = open_model(workdir, checkpoint)
     outgoing: dict[str, dict[str, Outgoing]] = {}
     verdicts: dict[str, str] = {}
     for name, part in TENSOR_PARTS.items():
@@ -147,7 +152,7 @@ def export_model(workdir: Path, out: Path, *, parts: Sequence[str] = (), dtype: 
     free = shutil.disk_usage(next(path for path in out.absolute().parents if path.exists())).free
     if needed > free:
         raise UserError(f"{needed / 1e9:.1f} GB are to be written, {free / 1e9:.1f} GB are free; choose some --parts")
-    with new_folder(out) as folder:
+    with atomic_folder(out) as folder:
         for name, tensors in outgoing.items():
             _write_part(folder / name, TENSOR_PARTS[name], model.config, tensors, name)
         if not parts or "scheduler" in parts:

@@ -1,9 +1,8 @@
 """`convert import`: published downloads into one folder that training and sampling load."""
 
-import contextlib
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,10 @@ from seedstory_jax.config import ModelConfig, to_dict
 from seedstory_jax.convert.plan import ModulePlan, Slot, plan_modules
 from seedstory_jax.convert.rules import contiguous
 from seedstory_jax.convert.sources import Found, Source, find_sources
-from seedstory_jax.convert.tensor_files import checksum, read_json
+from seedstory_jax.convert.tensor_files import checksum
 from seedstory_jax.convert.tokenizer import Tokenizer
 from seedstory_jax.errors import UserError
+from seedstory_jax.files import atomic_folder, read_json
 
 
 def import_model(
@@ -59,7 +59,7 @@ def import_model(
     free = shutil.disk_usage(parent).free
     if needed > free:
         raise UserError(f"{needed / 1e9:.1f} GB are to be written to {parent}, {free / 1e9:.1f} GB are free there")
-    with new_folder(out) as folder:
+    with atomic_folder(out) as folder:
         for plan in plans:
             write_module(folder / plan.name, plan)
         for tokenizer in tokenizers:
@@ -69,20 +69,6 @@ def import_model(
         manifest |= {"tokenizer": tokenizers[0].variant} if tokenizers else {}
         write_manifest(folder, manifest)
     return manifest
-
-
-@contextlib.contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill beside `out`, renamed to it at the end, removed if anything fails."""
-    beside = out.absolute().with_name(f".{out.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)  # left by a run that was killed
-    beside.mkdir(parents=True)
-    try:
-        yield beside
-        beside.replace(out)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
 
 
 def write_module(folder: Path, plan: ModulePlan) -> None:

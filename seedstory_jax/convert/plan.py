@@ -5,7 +5,6 @@ checkpoint), and what is missing, unexpected or wrongly shaped after that is one
 """
 
 import dataclasses
-import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +13,8 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from flax import nnx
 
+from seedstory_jax.checkpoints.parts import module_shapes
 from seedstory_jax.config import ModelConfig
 from seedstory_jax.convert.llama import (
     LLAMA_IGNORE,
@@ -40,12 +39,7 @@ from seedstory_jax.convert.sources import ADAPTER_CONFIG, Source
 from seedstory_jax.convert.story_mllm import STORY_IGNORE, story_rules
 from seedstory_jax.convert.tensor_files import ArrayFile, Tensors
 from seedstory_jax.errors import UserError
-from seedstory_jax.models.parameters import abstract_parameters
-from seedstory_jax.models.qwen_vit import QwenViT
 from seedstory_jax.models.resampler import sincos_2d
-from seedstory_jax.models.sdxl.detokenizer import Detokenizer
-from seedstory_jax.models.sdxl.vae import VAE
-from seedstory_jax.models.story_mllm import StoryMLLM
 
 # Each module's name, its sources' kinds in the order in which they are laid over each other, and the kind whose
 # presence says that the module must be whole.
@@ -59,27 +53,6 @@ TRAINED_AGAIN = (r"adapter\.\d+(\.weight)?",)
 DTYPES = ("source", "float32", "bfloat16", "float16")
 # Config fields that say how to compute and not what is stored, or that no published config has.
 NOT_PUBLISHED = ("dtype", "remat", "unroll", "lora", "pool_heads", "position_grid", "layer_norm_eps")
-
-
-def module_makers(config: ModelConfig) -> dict[str, Callable[[nnx.Rngs], nnx.Module]]:
-    """How each module of the system is built."""
-    return {
-        "vit": lambda rngs: QwenViT(config.vit, rngs=rngs),
-        "story": lambda rngs: StoryMLLM(config.story, rngs=rngs),
-        "detokenizer": lambda rngs: Detokenizer(config.detokenizer, rngs=rngs),
-        "vae": lambda rngs: VAE(config.vae, rngs=rngs),
-    }
-
-
-def module_shapes(config: ModelConfig, name: str) -> dict[str, tuple[int, ...]]:
-    """Every parameter's shape by dotted path; nothing is allocated."""
-    return dict(_traced_shapes(config, name))
-
-
-@functools.lru_cache(maxsize=16)
-def _traced_shapes(config: ModelConfig, name: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    abstract = abstract_parameters(module_makers(config)[name])[1]
-    return tuple((path, tuple(leaf.shape)) for path, leaf in abstract.items())
 
 
 @dataclass(frozen=True)

@@ -18,16 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from seedstory_jax.convert.qwen_vit import PREFIX as QWEN_PREFIX
-from seedstory_jax.convert.tensor_files import (
-    NO_WEIGHTS,
-    SHARD,
-    Tensors,
-    open_file,
-    read_json,
-    unwrapped,
-    weight_files,
-)
+from seedstory_jax.convert.tensor_files import NO_WEIGHTS, SHARD, Tensors, open_file, unwrapped, weight_files
 from seedstory_jax.errors import UserError
+from seedstory_jax.files import read_json
 
 KINDS = ("llama", "vit", "unet", "vae", "scheduler", "agent", "detokenizer", "tokenizer")
 LAYERED = ("agent", "detokenizer")  # may be given several times: later ones are laid over earlier ones

@@ -18,6 +18,7 @@ import numpy as np
 from seedstory_jax.convert.rules import contiguous
 from seedstory_jax.convert.torch_archive import TorchArchive
 from seedstory_jax.errors import UserError
+from seedstory_jax.files import read_json
 
 SAFETENSORS_DTYPES = {
     "F64": np.dtype(np.float64),
@@ -210,17 +211,6 @@ def _present(path: Path, index: Path) -> Path:
     if not path.is_file():
         raise UserError(f"{path} is missing, though {index.name} lists it; download it again")
     return path
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; raises UserError if it is none."""
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: holds no JSON object")
-    return value
 
 
 def checksum(path: Path) -> str:

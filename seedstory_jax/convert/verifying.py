@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from seedstory_jax.checkpoints.converted import ModuleReader, read_manifest
+from seedstory_jax.checkpoints.converted import read_manifest
+from seedstory_jax.checkpoints.readers import StoreReader
 from seedstory_jax.config import ModelConfig, from_dict
 from seedstory_jax.convert.importing import byte_bar, sources_of, stored
 from seedstory_jax.convert.plan import ModulePlan, plan_modules
@@ -67,7 +68,7 @@ def verify_model(
 
 
 def _verify_module(folder: Path, plan: ModulePlan) -> Verdict:
-    reader = ModuleReader(folder)
+    reader = StoreReader(folder)
     complaints = [
         f"{name}: in the checkpoint, but not in the sources" for name in reader.names if name not in plan.slots
     ]

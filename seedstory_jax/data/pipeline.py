@@ -246,6 +246,9 @@ class _CachedFeatures:
         self.features = np.load(features, mmap_mode="r") if isinstance(features, str) else features
 
 
+ALL_ROWS = slice(None)
+
+
 def stack(rows: Sequence[Mapping[str, Any]]) -> Row:
     """Rows to a batch: every array gets a leading axis."""
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}

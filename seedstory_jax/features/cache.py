@@ -19,12 +19,12 @@ import numpy as np
 from ml_dtypes import bfloat16
 
 from seedstory_jax.checkpoints.parts import build
-from seedstory_jax.checkpoints.stage import write_json
 from seedstory_jax.config import Config
 from seedstory_jax.data.array_cache import cached_array, digest, digest_arrays, open_array
 from seedstory_jax.data.images import ImageTransform
 from seedstory_jax.data.sources import JoinedSource, StorySource, image_name
 from seedstory_jax.errors import UserError
+from seedstory_jax.files import write_json
 from seedstory_jax.models.parameters import Parameters
 
 KINDS = ("squash", "crop", "moments")
@@ -80,7 +80,7 @@ class Encoder:
 
 
 @runtime_checkable
-class Rows(Protocol):
+class ImageEncodings(Protocol):
     """Where a stage gets the rows of its pictures: `read` on the host, `values` of that inside the step."""
 
     encoder: Encoder
@@ -157,9 +157,6 @@ class OnlineEncodings:
 
     def __init__(self, encoder: Encoder, source: JoinedSource, parameters: Mapping[str, Any]):
         self.encoder, self.source, self.weights = encoder, source, encoder.weights(parameters)
-        if encoder.part == "vit":  # the VAE overflows in half precision
-            dtype = jnp.dtype(encoder.config.model.frozen_dtype)
-            self.weights = {name: jnp.asarray(value, dtype) for name, value in self.weights.items()}
 
     def read(self, places: np.ndarray) -> np.ndarray:
         """Pictures uint8 [*places s s 3]."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from seedstory_jax.checkpoints.layout import CACHE, TOKENIZER, WORLD
 from seedstory_jax.config import Config
 from seedstory_jax.data.array_cache import array_path, cached_array, digest
 from seedstory_jax.data.images import ImageTransform
@@ -17,10 +18,17 @@ from seedstory_jax.data.sources import JoinedSource, open_source
 from seedstory_jax.data.storystream import StoryDataset
 from seedstory_jax.data.text_tokenizer import StoryTokenizer, toy_tokenizer
 from seedstory_jax.errors import UserError
-from seedstory_jax.features.cache import CachedEncodings, Encoder, OnlineEncodings, Rows, check_cache, write_cache
+from seedstory_jax.features.cache import (
+    CachedEncodings,
+    Encoder,
+    ImageEncodings,
+    OnlineEncodings,
+    check_cache,
+    write_cache,
+)
 from seedstory_jax.models.parameters import Parameters
+from seedstory_jax.toy.world import CASTS, build_toy_world
 
-WORLD, TOKENIZER, CACHE = "world", "text_tokenizer", "cache"
 VALIDATION = "val"
 
 
@@ -40,8 +48,6 @@ class RunData:
             raise UserError(
                 "data.folder is empty: give the folder of your StoryStream files with --config.data.folder="
             )
-        from seedstory_jax.toy.world import CASTS, build_toy_world
-
         world = data.toy_world
         series = list(CASTS)[world.series]
         print(f"building the toy world ({world.stories} stories of the {series} series)", flush=True)
@@ -117,7 +123,7 @@ class RunData:
         there = source is self.train and array_path(self.workdir / CACHE, *self._pictures_key(transform)).exists()
         return self.pictures(transform) if there else None
 
-    def rows(self, kind: str, parameters: Parameters, source: JoinedSource | None = None) -> Rows:
+    def encodings(self, kind: str, parameters: Parameters, source: JoinedSource | None = None) -> ImageEncodings:
         """Where a stage reads features or moments of `source`'s pictures (of the training ones), see `feature_cache`.
 
         Raises UserError if the configured cache is stale or lacks pictures.

@@ -14,14 +14,7 @@ from seedstory_jax.report.page import escape, href, picture, render_page, theme_
 from seedstory_jax.report.plots import Line, line_plot
 from seedstory_jax.report.storybook import POLICY_WORDS
 from seedstory_jax.report.tables import figures_html, policy_table_html
-
-STAGE_WORDS = {
-    "tokenizer_vae": "Pixels to latents and back. Only the toy needs this stage: nothing pretrained comes with it.",
-    "tokenizer_vit": "Pictures to features, of which latents and words can be told. Only for the toy, too.",
-    "detokenizer": "Features of true pictures back to pixels: the UNet learns to draw what the ViT saw.",
-    "story": "The story itself: the next word, and the features of the next picture.",
-    "adapt": "The UNet once more, now on features as the story model predicts them.",
-}
+from seedstory_jax.training.stages import STAGES
 
 
 def write_demo_page(
@@ -167,7 +160,7 @@ def _figures(table: PolicyTable, costs: Mapping[str, Mapping[str, Interval]], fu
 def _training(out: Path, workdir: Path) -> str:
     metrics = read_metrics(workdir / "metrics.jsonl")
     stages = list(dict.fromkeys((*metrics, *(path.parent.name for path in sorted(workdir.glob("*/previews"))))))
-    stages.sort(key=lambda stage: list(STAGE_WORDS).index(stage) if stage in STAGE_WORDS else len(STAGE_WORDS))
+    stages.sort(key=lambda stage: list(STAGES).index(stage) if stage in STAGES else len(STAGES))
     cards = []
     for stage in stages:
         rows = metrics.get(stage, [])
@@ -178,7 +171,7 @@ def _training(out: Path, workdir: Path) -> str:
         pictures = f'<div class="previews">{_previews(out, workdir, stage)}</div>'
         cards.append(
             f'<article class="stage"><h3>{escape(stage)} <span class="soft">{escape(steps)}</span></h3>'
-            f"<p>{escape(STAGE_WORDS.get(stage, ''))}</p>"
+            f"<p>{escape(STAGES[stage].summary if stage in STAGES else '')}</p>"
             f"<div class='plots'>{plots}{pictures}</div></article>"
         )
     return f"<section><h2>How it was trained</h2>{''.join(cards)}</section>" if cards else ""

@@ -1,6 +1,5 @@
 """The `features` sub-command: what a trained or converted ViT and VAE make of every picture, for stages to read."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,22 +23,22 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     flags, overrides = parser.parse_strictly(arguments)
 
-    from seedstory_jax.checkpoints import parts
-    from seedstory_jax.config import Config, from_dict, load_config
+    from seedstory_jax.checkpoints.layout import is_run, read_config
+    from seedstory_jax.checkpoints.load import load_parameters
+    from seedstory_jax.config import load_config
     from seedstory_jax.data.sources import open_source
     from seedstory_jax.features.cache import Encoder, write_cache
 
-    saved = flags.workdir / "config.json"
     if flags.config:
         config = load_config(flags.config, overrides)
-    elif saved.is_file():
-        config = from_dict(Config, json.loads(saved.read_text()))
+    elif is_run(flags.workdir):
+        config = read_config(flags.workdir)
     else:
         raise UserError(f"{flags.workdir} is no workdir of train.py: it has no config.json; or give --config=FILE")
     source = open_source(flags.source, flags.image_root)
     for kind in flags.kinds.split(","):
         encoder = Encoder(config, kind)
-        parameters = parts.load_parameters(config.model, (encoder.part,), flags.workdir, seed=config.seed)
+        parameters = load_parameters(config.model, (encoder.part,), flags.workdir, seed=config.seed)
         array = write_cache(encoder, parameters, source, flags.out, dtype=flags.dtype, max_bad=config.data.max_bad)
         print(f"{kind} {list(array.shape)} {flags.dtype} in {array.filename}")
     return 0

@@ -7,11 +7,10 @@ import numpy as np
 
 from seedstory_jax.config import Config
 from seedstory_jax.data.packing import PackedRows
-from seedstory_jax.data.pipeline import ExampleSource, Plan, Row, stack
+from seedstory_jax.data.pipeline import ALL_ROWS, ExampleSource, Plan, Row, stack
 from seedstory_jax.data.sources import JoinedSource
 from seedstory_jax.data.text_tokenizer import StoryTokenizer
 from seedstory_jax.data.token_rows import SequenceConfig
-from seedstory_jax.training.loop import ALL_ROWS
 
 SHOWN_ROWS = 2000  # whose lengths are counted before training
 
@@ -19,8 +18,8 @@ SHOWN_ROWS = 2000  # whose lengths are counted before training
 class ExampleBatches:
     """step -> the fields of a StoryBatch, of rows as the story stage's config describes them.
 
-    Beside them what `images` reads (`feature_cache.Rows`, or Places), by field name, and what ExampleSource says of
-    replaced stories. A class, so that worker processes can be handed it.
+    Beside them what `images` reads (`features.cache.ImageEncodings`, or Places), by field name, and what ExampleSource
+    says of replaced stories. A class, so that worker processes can be handed it.
     """
 
     def __init__(

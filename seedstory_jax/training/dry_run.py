@@ -1,4 +1,4 @@
-"""One step of each stage on random data: does it fit, and how long does it take? Nothing is read or written."""
+"""One step of each stage on random data, run or only lowered: does it fit, how long does it take? Writes nothing."""
 
 import dataclasses
 import statistics
@@ -13,29 +13,21 @@ from jax.sharding import Mesh
 from ml_dtypes import bfloat16
 from PIL import Image
 
-from seedstory_jax.checkpoints.parts import (
-    TRAINED_BY,
-    frozen_and_trained,
-    part_shapes,
-    random_parameters,
-    trainable_names,
-)
+from seedstory_jax.checkpoints.parts import part_shapes
 from seedstory_jax.config import Config
 from seedstory_jax.data.images import ImageTransform
-from seedstory_jax.data.pipeline import HOST_FIELDS
 from seedstory_jax.data.sources import JoinedSource
 from seedstory_jax.data.storystream import Story
 from seedstory_jax.data.text_tokenizer import StoryTokenizer
-from seedstory_jax.features.cache import Encoder, OnlineEncodings, Rows
+from seedstory_jax.features.cache import Encoder, ImageEncodings, OnlineEncodings
 from seedstory_jax.features.run_data import RunData
 from seedstory_jax.models.parameters import Parameters
-from seedstory_jax.sharding import make_mesh, optimizer_shardings, parameter_shardings
-from seedstory_jax.training.loop import Stage, Steps
-from seedstory_jax.training.optimizer import make_optimizer
-from seedstory_jax.training.stages.visual_tokenizer import vae_stage, vit_stage
-from seedstory_jax.training.train import MAKE
+from seedstory_jax.sharding import make_mesh
+from seedstory_jax.training.stage import Stage, StageSpec
+from seedstory_jax.training.stages import STAGES
+from seedstory_jax.training.step import TrainStep, split_host_fields
+from seedstory_jax.training.trainable import trainable_names, training_layout
 
-OWN_PARTS = {"detokenizer": ("detokenizer",), "story": ("story",), "adapt": ("story", "detokenizer")}
 STORIES = 16
 TIMED_STEPS = 2
 
@@ -45,58 +37,50 @@ def dry_run(config: Config) -> list[dict[str, Any]]:
     mesh = make_mesh(config.mesh)
     lines = []
     for name in config.stages:
-        for stage in _stages(config, name, mesh):
-            line = _one(stage, config, mesh)
-            lines.append(line)
-            print(
-                f"{line['stage']}: {line['seconds']:.3f} s a step of {line['rows']} rows, {line['bytes'] / 1e9:.2f} GB "
-                f"a device ({line['state_bytes'] / 1e9:.2f} of them parameters, optimizer and batch); "
-                f"compiled in {line['compile_seconds']:.1f} s; trains {line['trained']:,} of {line['parameters']:,}",
-                flush=True,
-            )
+        line = _timed(stage_of_shapes(config, STAGES[name], mesh), mesh, config.seed)
+        lines.append(line)
+        print(
+            f"{line['stage']}: {line['seconds']:.3f} s a step of {line['rows']} rows, {line['bytes'] / 1e9:.2f} GB "
+            f"a device ({line['state_bytes'] / 1e9:.2f} of them parameters, optimizer and batch); "
+            f"compiled in {line['compile_seconds']:.1f} s; trains {line['trained']:,} of {line['parameters']:,}",
+            flush=True,
+        )
     return lines
 
 
-def _stages(config: Config, name: str, mesh: Mesh) -> list[Stage]:
-    config = dataclasses.replace(config, **{name: dataclasses.replace(getattr(config, name), eval_every=0)})
-    run_data = RandomRunData(config)
-    if name == "tokenizer":
-        vae = random_parameters(config.model, "vae", config.seed)
-        return [vae_stage(config, run_data), vit_stage(config, run_data, vae)]
-    trains = trainable_names(dict(TRAINED_BY)[name], getattr(config, name).trainable)
-    layout = frozen_and_trained(mesh, trains, config.model.frozen_dtype)
-    parts = OWN_PARTS[name] + (("vit", "vae") if config.data.features == "online" else ())
-    parameters: Parameters = {}
-    for part in parts:
-        for path, shape in part_shapes(config.model, part).items():
-            at = layout(path, shape)
-            parameters[path] = jnp.full(at.shape, 0.01, at.dtype, device=at.sharding)
-    return [MAKE[name](config, run_data, parameters)]
+def stage_of_shapes(config: Config, spec: StageSpec, mesh: Mesh) -> Stage:
+    """A stage made by its own `make`, over random data and the shapes of its parameters: to be lowered, or filled."""
+    section = dataclasses.replace(getattr(config, spec.name), eval_every=0)
+    config = dataclasses.replace(config, **{spec.name: section})
+    layout = training_layout(mesh, trainable_names(spec.trains, section.trainable), config.model.frozen_dtype)
+    parts = spec.needs if config.data.features == "online" else (*spec.reads, spec.trains)
+    shapes = {name: layout(name, shape) for part in parts for name, shape in part_shapes(config.model, part).items()}
+    return spec.make(config, RandomRunData(config), shapes)
 
 
-def _one(stage: Stage, config: Config, mesh: Mesh) -> dict[str, Any]:
-    at = parameter_shardings(mesh, stage.parameters)
-    # The step donates what it trains: copies.
-    placed = {name: jnp.copy(jax.device_put(value, at[name])) for name, value in stage.parameters.items()}
-    trained = {name: value for name, value in placed.items() if stage.trainable(name)}
-    frozen = {name: value for name, value in placed.items() if not stage.trainable(name)}
-    optimizer = make_optimizer(stage.optimizer, stage.steps)
-    state_at = optimizer_shardings(mesh, jax.eval_shape(optimizer.init, trained), at)
-    state = jax.jit(optimizer.init, out_shardings=state_at)(trained)
-    steps = Steps(stage, optimizer, frozen, config.seed, mesh, ({name: at[name] for name in trained}, state_at), 0)
-    batch = stage.batch(0)
-    if type(batch) is dict:
-        batch = {name: value for name, value in batch.items() if name not in HOST_FIELDS}
-    batch = steps.on_devices(batch)
+def lower_step(config: Config, name: str, mesh: Mesh) -> jax.stages.Lowered:
+    """The step of the stage `name` on `mesh`, as training runs it, from shapes; nothing is allocated on its devices.
+
+    Raises UserError if the stage's batch cannot be split over the mesh.
+    """
+    return TrainStep(stage_of_shapes(config, STAGES[name], mesh), mesh).lower()
+
+
+def _timed(stage: Stage, mesh: Mesh, seed: int) -> dict[str, Any]:
+    filled = {name: _filled(value) for name, value in stage.parameters.items()}
+    step = TrainStep(dataclasses.replace(stage, parameters=filled), mesh)
+    trained, state, frozen = step.arrays()
+    batch = step.on_devices(split_host_fields(stage.batch(0))[0])
+    key = jax.random.key(seed)
     started = time.perf_counter()
-    compiled = steps.step.lower(trained, state, frozen, batch, steps.key).compile()
+    compiled = step.run.lower(trained, state, frozen, batch, key).compile()
     compile_seconds = time.perf_counter() - started
     count, frozen_count = (sum(value.size for value in tree.values()) for tree in (trained, frozen))
     memory = compiled.memory_analysis()
     seconds = []
     for _ in range(TIMED_STEPS):
         started = time.perf_counter()
-        trained, state, metrics = compiled(trained, state, frozen, batch, steps.key)
+        trained, state, metrics = compiled(trained, state, frozen, batch, key)
         jax.block_until_ready(metrics)
         seconds.append(time.perf_counter() - started)
     return {
@@ -109,6 +93,13 @@ def _one(stage: Stage, config: Config, mesh: Mesh) -> dict[str, Any]:
         "parameters": count + frozen_count,
         "trained": count,
     }
+
+
+def _filled(value: Any) -> jax.Array:
+    """An array for a shape; what a stage has made itself stays."""
+    if isinstance(value, jax.ShapeDtypeStruct):
+        return jnp.full(value.shape, 0.01, value.dtype, device=value.sharding)
+    return value
 
 
 class RandomRunData(RunData):
@@ -132,7 +123,7 @@ class RandomRunData(RunData):
         rng = np.random.default_rng(0)
         return rng.integers(0, 256, (int(self.train.offsets[-1]), transform.size, transform.size, 3), np.uint8)
 
-    def rows(self, kind: str, parameters: Parameters, source: JoinedSource | None = None) -> Rows:
+    def encodings(self, kind: str, parameters: Parameters, source: JoinedSource | None = None) -> ImageEncodings:
         """Noise of the encoder's shape; with features online, noise for the encoder to read."""
         encoder = Encoder(self.config, kind)
         if self.config.data.features == "online":

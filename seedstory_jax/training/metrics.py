@@ -1,4 +1,4 @@
-"""What a person sees of a run: metrics.jsonl, TensorBoard, W&B, and a bar with rates."""
+"""Metrics: metrics.jsonl, TensorBoard, W&B, and a progress bar with throughput and MFU."""
 
 import json
 import time
@@ -48,7 +48,7 @@ class StepSize:
     flops: int = 0
 
 
-class Rates:
+class Throughput:
     """Images and tokens a second, and the share of the devices' peak, from the time between steps."""
 
     def __init__(self, size: StepSize, devices: int, peak: float | None):
@@ -78,19 +78,19 @@ class Rates:
         self._last = None
 
 
-class Watch:
+class MetricsWriter:
     """One stage's numbers, wherever they are shown."""
 
     def __init__(
         self, workdir: Path, stage: str, first: int, steps: int, size: StepSize, config: WatchConfig | None = None
     ):
         self.metrics = MetricsLog(workdir, stage, first, config or WatchConfig())
-        self.rates = Rates(size, jax.device_count(), peak_flops(jax.devices()[0].device_kind))
+        self.throughput = Throughput(size, jax.device_count(), peak_flops(jax.devices()[0].device_kind))
         self.bar = tqdm(total=steps, initial=first, desc=f"{stage:>13}", unit="step", mininterval=1.0)
 
     def step(self, step: int, numbers: Mapping[str, float], seconds: float) -> None:
         """One line everywhere."""
-        rates = self.rates.step(numbers.get("real_token_share", 1.0))
+        rates = self.throughput.step(numbers.get("real_token_share", 1.0))
         self.metrics.write(step, numbers, seconds, rates)
         shown = [f"loss {numbers['loss']:.4f}"]
         for name, unit in (("images_per_second", "images/s"), ("tokens_per_second", "tokens/s")):
@@ -101,13 +101,13 @@ class Watch:
         self.bar.update(1)
         self.bar.set_postfix_str(", ".join(shown), refresh=False)
 
-    def pictures(self, folder: Path, step: int) -> None:
+    def images(self, folder: Path, step: int) -> None:
         """Whatever pictures of this step a preview wrote into `folder`."""
         from PIL import Image
 
         for path in sorted(folder.glob(f"step_{step:06d}*.png")):
             with Image.open(path) as image:
-                self.metrics.picture(step, path.stem.removeprefix(f"step_{step:06d}").strip("_"), np.asarray(image))
+                self.metrics.image(step, path.stem.removeprefix(f"step_{step:06d}").strip("_"), np.asarray(image))
 
     def close(self) -> None:
         """Flushes everything."""
@@ -151,7 +151,7 @@ class MetricsLog:
         if self._wandb is not None:
             self._wandb.log({f"{self.stage}/{name}": value for name, value in {**numbers, **rates}.items()}, step=step)
 
-    def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
+    def image(self, step: int, name: str, pixels: np.ndarray) -> None:
         """One picture, uint8 [h w 3]."""
         title = f"{self.stage}/{name or 'preview'}"
         self._events.add_image(title, pixels, step, dataformats="HWC")

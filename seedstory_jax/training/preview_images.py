@@ -1,4 +1,4 @@
-"""Pictures to look at while a stage trains."""
+"""Images to look at while a stage trains."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,6 +6,10 @@ from pathlib import Path
 import jax
 import numpy as np
 from PIL import Image
+
+from seedstory_jax.files import atomic_path
+
+PREVIEW_IMAGES = 8
 
 
 def write_grid(folder: Path, step: int, rows: Sequence[np.ndarray], enlarge: int = 2) -> Path:
@@ -21,10 +25,8 @@ def write_grid(folder: Path, step: int, rows: Sequence[np.ndarray], enlarge: int
     path = folder / f"step_{step:06d}.png"
     if jax.process_index():
         return path
-    folder.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".partial")
-    image.save(beside, "PNG")
-    beside.replace(path)
+    with atomic_path(path) as beside:
+        image.save(beside)
     return path
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seedstory_jax.checkpoints.stage import BEST, Checkpoints
+from seedstory_jax.checkpoints.layout import BEST
+from seedstory_jax.checkpoints.stage import Checkpoints
 from seedstory_jax.models.parameters import Parameters
 
 Loss = Callable[[Parameters, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from seedstory_jax.checkpoints.parts import load_parameters
+from seedstory_jax.checkpoints.load import load_parameters
 from seedstory_jax.errors import UserError
 from seedstory_jax.models.lora import LoRAConfig
 
@@ -26,7 +26,7 @@ def test_lora_over_another_run(micro, trained_workdir, tmp_path):
 
 
 def test_a_base_of_another_size_or_without_the_part(micro, trained_workdir, tmp_path):
-    with pytest.raises(UserError, match=r"sizes must be those of the base"):
+    with pytest.raises(UserError, match=r"sizes must be those of the stored model"):
         load_parameters(with_llama(micro.model, trained_workdir, intermediate_size=48), ("story",), tmp_path, seed=0)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text((trained_workdir / "config.json").read_text())

@@ -6,13 +6,13 @@ import pytest
 
 from seedstory_jax.checkpoints.converted import (
     CHUNK_BYTES,
-    ModuleReader,
     ModuleWriter,
     _chunks,
     read_manifest,
-    restore_module,
     write_manifest,
 )
+from seedstory_jax.checkpoints.load import read_parameters
+from seedstory_jax.checkpoints.readers import StoreReader
 from seedstory_jax.errors import UserError
 
 LAYERS = np.random.default_rng(0).normal(size=(3, 4, 6)).astype(ml_dtypes.bfloat16)
@@ -36,7 +36,7 @@ def shapes(**changes):
 
 
 def test_orbax_restores_what_was_written_in_the_wanted_dtype(module):
-    restored = restore_module(module, shapes())
+    restored = read_parameters(StoreReader(module), shapes(), "here")
     np.testing.assert_array_equal(restored["layers.kernel"], LAYERS.astype(np.float32), strict=True)
     assert restored["bias"].tolist() == [0] * 5
 
@@ -45,16 +45,16 @@ def test_a_part_can_be_restored_and_what_is_not_there_is_left_out(module):
     wanted = shapes()
     del wanted["bias"]
     wanted["fresh"] = jax.ShapeDtypeStruct((1,), jnp.float32)
-    assert list(restore_module(module, wanted)) == ["layers.kernel"]
+    assert list(read_parameters(StoreReader(module), wanted, "here")) == ["layers.kernel"]
 
 
 def test_another_shape_is_refused(module):
     with pytest.raises(UserError, match=r"bias has shape \[5\], the config says \[6\]"):
-        restore_module(module, shapes(bias=((6,), jnp.float32)))
+        read_parameters(StoreReader(module), shapes(bias=((6,), jnp.float32)), "here")
 
 
 def test_layers_are_read_one_at_a_time(module):
-    reader = ModuleReader(module)
+    reader = StoreReader(module)
     assert reader.names == ["bias", "layers.kernel"]
     np.testing.assert_array_equal(reader.read("layers.kernel", 1), LAYERS[1], strict=True)
     assert reader.dtype("layers.kernel") == LAYERS.dtype
@@ -64,10 +64,10 @@ def test_damage_is_an_error(module):
     chunk = module / "layers.kernel" / "1.0.0"
     chunk.write_bytes(chunk.read_bytes()[:-3])
     with pytest.raises(UserError, match="damaged"):
-        ModuleReader(module).read("layers.kernel")
+        StoreReader(module).read("layers.kernel")
     (module / "bias" / ".zarray").unlink()
     with pytest.raises(UserError, match="missing or damaged"):
-        ModuleReader(module).read("bias")
+        StoreReader(module).read("bias")
 
 
 @pytest.mark.parametrize(
@@ -93,4 +93,4 @@ def test_a_folder_without_a_manifest_or_of_another_format(tmp_path):
     with pytest.raises(UserError, match="format 99"):
         read_manifest(tmp_path)
     with pytest.raises(UserError, match="no converted module"):
-        ModuleReader(tmp_path)
+        StoreReader(tmp_path)

@@ -3,12 +3,12 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seedstory_jax.checkpoints.converted import ModuleReader
 from seedstory_jax.checkpoints.parts import PARTS
-from seedstory_jax.checkpoints.readers import open_model
+from seedstory_jax.checkpoints.readers import StoreReader, open_model
 from seedstory_jax.checkpoints.stage import Checkpoints
 from seedstory_jax.config import Config, ModelConfig, to_dict
 from seedstory_jax.convert.exporting import export_model
@@ -39,7 +39,7 @@ def make_workdir(folder, parameters, base="", step=7):
     (folder / "config.json").write_text(json.dumps(to_dict(config)))
     checkpoints = Checkpoints(folder / "story")
     for at, shift in ((step - 1, 1), (step, 0)):  # only the newest counts
-        checkpoints.save(at, {name: value + shift for name, value in parameters.items()}, [np.zeros(1)], {"step": at})
+        checkpoints.save(at, {name: value + shift for name, value in parameters.items()}, [jnp.zeros(1)], {"step": at})
     checkpoints.close()
 
 
@@ -55,7 +55,7 @@ def test_a_workdir_is_exported_and_imported_again(parameters, tmp_path):
     assert [part for part, reason in verdicts.items() if not reason] == ["agent", "adapter", "llama", "scheduler"]
     assert "are in no checkpoint" in verdicts["unet"]
     import_model(tmp_path / "out", tmp_path / "again", MODEL)
-    reader = ModuleReader(tmp_path / "again" / "story")
+    reader = StoreReader(tmp_path / "again" / "story")
     padded = ("llama.embed_tokens.embedding", "llama.lm_head.kernel")
     for name, value in parameters.items():
         path = name.removeprefix("story.")

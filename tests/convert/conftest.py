@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from seedstory_jax.checkpoints.parts import module_shapes
 from seedstory_jax.config import ModelConfig
 from seedstory_jax.convert.llama import llama_config_from_published
-from seedstory_jax.convert.plan import module_shapes
 from seedstory_jax.convert.qwen_vit import qwen_vit_rules
 from seedstory_jax.convert.resampler import resampler_rules
 from seedstory_jax.convert.rules import export_names, prefixed

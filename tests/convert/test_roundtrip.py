@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seedstory_jax.checkpoints.converted import ModuleReader, restore_module
+from seedstory_jax.checkpoints.load import read_parameters
+from seedstory_jax.checkpoints.parts import PARTS
+from seedstory_jax.checkpoints.readers import StoreReader
 from seedstory_jax.convert.exporting import export_model
 from seedstory_jax.convert.importing import import_model
-from seedstory_jax.convert.plan import module_makers
 from seedstory_jax.convert.verifying import verify_model
 from seedstory_jax.models.parameters import abstract_parameters
 
@@ -33,8 +34,8 @@ def exported(published, converted, tmp_path_factory):
 
 
 def load(folder, config, name):
-    module_def, abstract = abstract_parameters(module_makers(config)[name])
-    return module_def.build(restore_module(folder / name, abstract))
+    module_def, abstract = abstract_parameters(PARTS[name](config))
+    return module_def.build(read_parameters(StoreReader(folder / name), abstract, "here"))
 
 
 def close(ours, theirs):
@@ -114,7 +115,7 @@ def test_verify_finds_one_changed_number(published, tmp_path):
 def test_import_of_the_export_is_the_same_to_the_bit(published, converted, exported, tmp_path):
     import_model(exported, tmp_path / "again", published.config)
     for name in ("vit", "story", "detokenizer", "vae"):
-        first, second = ModuleReader(converted[0] / name), ModuleReader(tmp_path / "again" / name)
+        first, second = StoreReader(converted[0] / name), StoreReader(tmp_path / "again" / name)
         assert first.names == second.names
         for path in first.names:
             np.testing.assert_array_equal(first.read(path), second.read(path), strict=True)
@@ -161,7 +162,7 @@ def test_the_agent_has_its_published_names(published, exported):
 def test_bfloat16_halves_the_size_and_rounds(published, converted, tmp_path):
     manifest = import_model(published.root / "agent", tmp_path / "half", published.config, dtype="bfloat16")
     assert manifest["modules"]["story"]["bytes"] * 2 == converted[1]["modules"]["story"]["bytes"]
-    wide, half = ModuleReader(converted[0] / "story"), ModuleReader(tmp_path / "half" / "story")
+    wide, half = StoreReader(converted[0] / "story"), StoreReader(tmp_path / "half" / "story")
     path = "llama.layers.mlp.up_proj.kernel"
     np.testing.assert_array_equal(half.read(path), wide.read(path).astype(half.dtype(path)))
     assert not [c for verdict in verify_model(tmp_path / "half", published.root / "agent") for c in verdict.complaints]
@@ -173,7 +174,7 @@ def test_a_base_model_alone_leaves_the_rest_fresh(published, tmp_path):
     assert list(manifest["modules"]) == ["story"]
     assert all("lora" in path or "resampler" in path for path in fresh)
     rows = json.loads((published.root / "Llama-2-7b-hf" / "config.json").read_text())["vocab_size"]
-    table = ModuleReader(tmp_path / "base" / "story").read("llama.embed_tokens.embedding")
+    table = StoreReader(tmp_path / "base" / "story").read("llama.embed_tokens.embedding")
     np.testing.assert_allclose(table[rows], table[:rows].mean(0), rtol=1e-5, atol=1e-7)
     assert not table[published.config.story.llama.vocab_size :].any()
 
@@ -186,7 +187,7 @@ def test_what_was_trained_alone_goes_over_the_base(published, converted, tmp_pat
     (tmp_path / "in" / "Llama-2-7b-hf").symlink_to(published.root / "Llama-2-7b-hf")
     torch.save(trained, tmp_path / "in" / "trained.bin")
     import_model(tmp_path / "in", tmp_path / "model", published.config)
-    first, second = ModuleReader(converted[0] / "story"), ModuleReader(tmp_path / "model" / "story")
+    first, second = StoreReader(converted[0] / "story"), StoreReader(tmp_path / "model" / "story")
     for path in first.names:
         np.testing.assert_array_equal(first.read(path), second.read(path), strict=True)
 
@@ -209,7 +210,7 @@ def test_newer_peft_names_are_read_as_well(published, converted, tmp_path):
     torch.save({**newer, **{k: v for k, v in whole.items() if "resampler" in k}}, tmp_path / "newer.bin")
     chosen = {"agent": [tmp_path / "newer.bin"]}  # taken instead of the one that --source holds
     import_model(published.root / "agent", tmp_path / "model", published.config, chosen=chosen)
-    first, second = ModuleReader(converted[0] / "story"), ModuleReader(tmp_path / "model" / "story")
+    first, second = StoreReader(converted[0] / "story"), StoreReader(tmp_path / "model" / "story")
     for path in first.names:
         np.testing.assert_array_equal(first.read(path), second.read(path), strict=True)
 
@@ -245,7 +246,7 @@ def test_half_precision_downloads_and_qwen_vl_chat(published, converted, tmp_pat
     assert manifest["modules"]["vit"]["dtypes"] == ["bfloat16"]
     assert manifest["modules"]["vae"]["dtypes"] == ["float16"]
     assert all(path.startswith("perceiver.") for path in manifest["modules"]["detokenizer"]["fresh"])
-    first, second = ModuleReader(converted[0] / "vit"), ModuleReader(tmp_path / "model" / "vit")
+    first, second = StoreReader(converted[0] / "vit"), StoreReader(tmp_path / "model" / "vit")
     for path in first.names:
         np.testing.assert_array_equal(second.read(path), first.read(path).astype(second.dtype(path)))
 
@@ -254,9 +255,9 @@ def test_restore_goes_onto_a_mesh(published, converted):
     mesh = jax.make_mesh((1,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
     path = "encoder.conv_in.kernel"
-    shape = ModuleReader(converted[0] / "vae").shape(path)
+    shape = StoreReader(converted[0] / "vae").shape(path)
     abstract = {path: jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=sharding)}
-    restored = restore_module(converted[0] / "vae", abstract)
+    restored = read_parameters(StoreReader(converted[0] / "vae"), abstract, "here")
     assert list(restored) == [path]
     assert restored[path].sharding == sharding
     assert restored[path].dtype == jnp.bfloat16

@@ -56,7 +56,9 @@ def test_wrappers_prefixes_change_nothing(published, wanted, tree, tmp_path, pre
 
 def test_an_unknown_prefix_is_no_fresh_story_model(published, tree, tmp_path):
     torch.save({f"student.{name}": value for name, value in agent_of(published).items()}, tree / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"pytorch_model\.bin looks like a checkpoint of SEED-Story, .* \('student\.llm"):
+    with pytest.raises(
+        UserError, match=r"pytorch_model\.bin looks like a checkpoint of SEED-Story, .* \('student\.llm"
+    ):
         import_model(tree, tmp_path / "model", published.config)
 
 

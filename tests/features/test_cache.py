@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from seedstory_jax.checkpoints.parts import load_parameters
+from seedstory_jax.checkpoints.load import load_parameters
+from seedstory_jax.config import STAGES as NAMES
 from seedstory_jax.config import to_dict
 from seedstory_jax.data.pipeline import HOST_FIELDS
 from seedstory_jax.data.sources import JoinedSource, open_source
@@ -15,6 +16,8 @@ from seedstory_jax.errors import UserError
 from seedstory_jax.features.cache import CachedEncodings, Encoder, write_cache
 from seedstory_jax.features.run_data import RunData
 from seedstory_jax.storystream.__main__ import main as storystream
+from seedstory_jax.training.stages import STAGES
+from seedstory_jax.training.train import check_or_write_config
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +45,11 @@ def with_features(config, trained_workdir, tmp_path, features):
 def first_loss(config, trained_workdir, workdir, name):
     """The loss of a stage's first batch under its own parameters."""
     run_data = RunData(config, workdir)
-    parts = run.PARTS_NEEDED[name]
-    parameters = load_parameters(config.model, parts, trained_workdir, seed=0, before="adapt")
-    stage = run.MAKE[name](config, run_data, parameters)
+    parameters = load_parameters(config.model, STAGES[name].needs, trained_workdir, seed=0, stages=NAMES[:-1])
+    if config.data.features == "online":
+        vit = {key: value for key, value in parameters.items() if key.startswith("vit.")}
+        parameters |= {key: value.astype(config.model.frozen_dtype) for key, value in vit.items()}
+    stage = STAGES[name].make(config, run_data, parameters)
     batch = {key: value for key, value in stage.batch(0).items() if key not in HOST_FIELDS}
     return float(jax.jit(stage.loss)(stage.parameters, batch, jax.random.key(3))[0]), batch
 
@@ -140,13 +145,13 @@ def test_pictures_decoded_for_one_use_serve_the_others(config, trained_workdir, 
 
     monkeypatch.setattr(JoinedSource, "picture", picture)
     for kind in kinds:
-        assert (run_data.rows(kind, parameters).read(np.arange(9)) == wanted[kind]).all()
+        assert (run_data.encodings(kind, parameters).read(np.arange(9)) == wanted[kind]).all()
     with pytest.raises(RuntimeError, match="decoded again"):  # other pixels: squashed, not cropped
-        run_data.rows("squash", parameters)
+        run_data.encodings("squash", parameters)
 
 
 def test_workdir_config_from_before_a_key_was_there_is_no_other_config(config, tmp_path):
     old = to_dict(config)
     del old["data"]["features"], old["watch"]
     (tmp_path / "config.json").write_text(json.dumps(old))
-    run.claim(config, tmp_path)
+    check_or_write_config(config, tmp_path)

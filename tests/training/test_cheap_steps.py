@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seedstory_jax.checkpoints.parts import PARTS, trainable_names
+from seedstory_jax.checkpoints.parts import PARTS
 from seedstory_jax.config import OptimizerConfig
 from seedstory_jax.models.lora import LoRAConfig
 from seedstory_jax.models.parameters import abstract_parameters, with_prefix
-from seedstory_jax.training.loop import train_step
 from seedstory_jax.training.optimizer import make_optimizer
 from seedstory_jax.training.stages.story import story_loss
+from seedstory_jax.training.step import train_step
+from seedstory_jax.training.trainable import trainable_names
 
 PROJECTIONS = 7  # of a layer
 

@@ -13,10 +13,10 @@ ROOT = Path(__file__).resolve().parents[2]
 ALONE = (1, 1, 1)
 MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2))
 MIXED = MESHES[-1]
-STAGES = ("story", "tokenizer_vae", "tokenizer_vit", "detokenizer", "adapt")
+STAGES = ("story", "vae", "vit", "detokenizer", "adapt")
 # All stages run in one loop and by one table of rules, and compiling for eight devices takes long: the story stage on
 # every mesh and one other stage on the mixed one. `pytest -m every_mesh tests/training/test_mesh.py` takes the rest.
-ALWAYS = {"story": MESHES, "tokenizer_vae": (MIXED,)}
+ALWAYS = {"story": MESHES, "vae": (MIXED,)}
 CASES = [
     pytest.param(stage, mesh, marks=() if mesh in ALWAYS.get(stage, ()) else pytest.mark.every_mesh)
     for stage in STAGES
@@ -47,21 +47,16 @@ from seedstory_jax.config import MeshConfig, load_config
 from seedstory_jax.sharding import make_mesh
 from seedstory_jax.training import train
 from seedstory_jax.training.loop import run_stage
-from seedstory_jax.checkpoints.parts import load_parameters
-from seedstory_jax.training.stages.visual_tokenizer import vae_stage, vit_stage
+from seedstory_jax.training.stages import STAGES
 from seedstory_jax.features.run_data import RunData
 
 config, source, out = load_config(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
 run_data = RunData(config, source)
 
 def make(name, mesh):
-    if name == "tokenizer_vae":
-        return vae_stage(config, run_data)
-    if name == "tokenizer_vit":
-        vae = load_parameters(config.model, ("vae",), source, seed=0, before="tokenizer_vit")
-        return vit_stage(config, run_data, vae)
     section = dataclasses.replace(getattr(config, name), init_from="previous")
-    return run.MAKE[name](config, run_data, run.stage_parameters(config, name, section, source, mesh))
+    changed = dataclasses.replace(config, **{name: section})
+    return STAGES[name].make(config, run_data, train.stage_parameters(changed, STAGES[name], source, mesh))
 
 for sizes, names in json.loads(sys.argv[4]):
     mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: sizes[0] * sizes[1] * sizes[2]])
@@ -86,7 +81,7 @@ ONE_OF_TWO = """
 import json, os, signal, sys, time
 from pathlib import Path
 from seedstory_jax.data.pipeline import ExampleSource
-from seedstory_jax.training.loop import Steps
+from seedstory_jax.training.hooks import Log
 import train
 
 read, places = ExampleSource.__getitem__, []
@@ -95,14 +90,14 @@ def recorded(self, place):
     return read(self, place)
 ExampleSource.__getitem__ = recorded
 
-report, signalled = Steps._report, int(sys.argv[2])
-def reported(self, watch, step, *rest):
-    report(self, watch, step, *rest)
-    if step == signalled:
+write, signalled = Log._write, int(sys.argv[2])
+def written(self, step):
+    write(self, step)
+    if step.done == signalled:
         os.kill(os.getpid(), signal.SIGTERM)
-    if signalled and step >= signalled:
+    if signalled and step.done >= signalled:
         time.sleep(0.3)  # the others hear of it through the coordinator
-Steps._report = reported
+Log._write = written
 
 code = train.main(sys.argv[3:])
 Path(sys.argv[1]).write_text(json.dumps(sorted(set(places))))
@@ -185,14 +180,14 @@ def train_together(folder: Path, config_file: Path, *, name: str, signalled: int
         for process in processes:
             process.kill()
     for process, (_, error) in zip(processes, said):
-        assert process.returncode == 0, error[-3000:]
-    return [out for out, _ in said]
+        assert process.returncode == (75 if signalled else 0), error[-3000:]
+    return [error for _, error in said]
 
 
 @pytest.fixture(scope="module")
 def stopped(config_file, tmp_path_factory) -> tuple[Path, list[str], int]:
     """A workdir that two processes trained in until one of them got SIGTERM; what they said; the step they saved."""
-    from seedstory_jax.checkpoints.stage import latest_step
+    from seedstory_jax.checkpoints.layout import latest_step
 
     folder = tmp_path_factory.mktemp("two")
     said = train_together(folder, config_file, name="before", signalled=2)
@@ -231,13 +226,13 @@ def test_each_process_reads_its_share_alone(two_processes, stopped):
 
 
 def test_what_two_processes_saved_one_can_read(two_processes):
+    from seedstory_jax.checkpoints.layout import latest_step, read_config
+    from seedstory_jax.checkpoints.load import load_parameters
     from seedstory_jax.checkpoints.parts import part_shapes
-    from seedstory_jax.checkpoints.stage import latest_step, load_trained
-    from seedstory_jax.config import Config, from_dict
 
     workdir = two_processes / "run"
     assert latest_step(workdir / "story") == STEPS
-    config = from_dict(Config, json.loads((workdir / "config.json").read_text()))
+    config = read_config(workdir)
     shapes = part_shapes(config.model, "story")
-    trained = load_trained(workdir / "story", shapes)
+    trained = load_parameters(config.model, ("story",), workdir, seed=0)
     assert trained["story.llama.lm_head.kernel"].shape == shapes["story.llama.lm_head.kernel"].shape

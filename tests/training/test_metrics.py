@@ -7,14 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seedstory_jax.checkpoints.parts import load_parameters
-from seedstory_jax.checkpoints.stage import latest_step
+from seedstory_jax.checkpoints.layout import latest_step
+from seedstory_jax.checkpoints.load import load_parameters
 from seedstory_jax.config import StageConfig, WatchConfig
 from seedstory_jax.errors import UserError
 from seedstory_jax.pipeline import load
-from seedstory_jax.training import loop
-from seedstory_jax.training.loop import train_step
-from seedstory_jax.training.metrics import MetricsLog, Rates, StepSize, Watch, peak_flops
+from seedstory_jax.training.metrics import MetricsLog, StepSize, Throughput, peak_flops
+from seedstory_jax.training.step import train_step
 from seedstory_jax.training.train import train
 
 
@@ -26,13 +25,13 @@ def test_peaks_are_known_by_the_names_that_jax_gives():
 
 
 def test_rates_leave_out_the_first_step_and_pauses():
-    rates = Rates(StepSize(images=10, tokens=400, flops=int(1e12)), devices=2, peak=1e12)
+    rates = Throughput(StepSize(images=10, tokens=400, flops=int(1e12)), devices=2, peak=1e12)
     assert rates.step(now=0.0) == {}
     assert rates.step(0.5, now=2.0) == pytest.approx({"images_per_second": 5, "tokens_per_second": 100, "mfu": 0.25})
     rates.pause()
     assert rates.step(0.5, now=100.0) == {}
     assert rates.step(1.0, now=102.0)["tokens_per_second"] == pytest.approx(200)
-    unknown = Rates(StepSize(images=1, flops=5), devices=1, peak=None)
+    unknown = Throughput(StepSize(images=1, flops=5), devices=1, peak=None)
     unknown.step(now=0.0)
     assert unknown.step(now=1.0) == {"images_per_second": 1.0}
 
@@ -119,26 +118,6 @@ def test_the_best_checkpoint_is_asked_for_where_none_was_kept(trained_workdir, m
     config = dataclasses.replace(micro, sample=dataclasses.replace(micro.sample, checkpoint="best"))
     with pytest.raises(UserError, match=r"no stage in .* was evaluated: use 'newest'"):
         load(trained_workdir, config)
-
-
-def test_steps_seconds_add_up_to_the_runs(monkeypatch):
-    """A step is begun before the one before is done: the seconds that they share are the earlier one's."""
-    clock = iter([12.0, 13.0, 20.0])
-    monkeypatch.setattr(loop.time, "perf_counter", lambda: next(clock))
-    said = []
-
-    class Heard(Watch):
-        def __init__(self):
-            pass
-
-        def step(self, step, values, seconds):
-            said.append((step, seconds))
-
-    steps = loop.Steps.__new__(loop.Steps)
-    steps.schedule, steps._reported = lambda step: 0.1, 0.0
-    for step, started in ((1, 10.0), (2, 11.0), (3, 18.0)):
-        steps._report(Heard(), step, {"loss": jnp.ones(()), "grad_norm": jnp.ones(())}, started, 0)
-    assert said == [(1, 2.0), (2, 1.0), (3, 2.0)]
 
 
 def test_validation_needs_stories_that_are_held_out(tmp_path, story_only, trained_workdir):

@@ -8,11 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seedstory_jax.checkpoints.stage import Checkpoints, frozen_hash, latest_step
+from seedstory_jax.checkpoints.digest import digest_of
+from seedstory_jax.checkpoints.layout import latest_step
+from seedstory_jax.checkpoints.stage import Checkpoints
 from seedstory_jax.config import MeshConfig, OptimizerConfig, StageConfig
 from seedstory_jax.errors import UserError
 from seedstory_jax.sharding import make_mesh
-from seedstory_jax.training.loop import Stage, run_stage
+from seedstory_jax.training.loop import run_stage
+from seedstory_jax.training.stage import Stage
 
 
 def small_stage(steps=3, frozen=2.0, size=4, **settings) -> Stage:
@@ -24,9 +27,7 @@ def small_stage(steps=3, frozen=2.0, size=4, **settings) -> Stage:
 
     return Stage(
         name="story",
-        config=StageConfig(steps=steps, save_every=1, **settings),
-        optimizer=OptimizerConfig(warmup_steps=0),
-        steps=steps,
+        config=StageConfig(steps=steps, save_every=1, optimizer=OptimizerConfig(warmup_steps=0), **settings),
         parameters={"story.norm.scale": jnp.ones(size), "story.llama.norm.scale": jnp.full(size, frozen)},
         trainable=lambda name: name == "story.norm.scale",
         loss=loss,
@@ -44,8 +45,8 @@ def run(stage, workdir):
 def test_other_frozen_weights_are_refused(tmp_path):
     run(small_stage(steps=2), tmp_path / "run")
     run(small_stage(steps=3), tmp_path / "run")
-    old = frozen_hash({"story.llama.norm.scale": jnp.full(4, 2.0)})
-    new = frozen_hash({"story.llama.norm.scale": jnp.full(4, 2.5)})
+    old = digest_of({"story.llama.norm.scale": jnp.full(4, 2.0)})
+    new = digest_of({"story.llama.norm.scale": jnp.full(4, 2.5)})
     with pytest.raises(UserError, match=rf"hash {old} \(model.base 'weights'\).* have {new}.*another --workdir"):
         run(small_stage(steps=4, frozen=2.5), tmp_path / "run")
 
@@ -53,14 +54,14 @@ def test_other_frozen_weights_are_refused(tmp_path):
 def test_the_hash_sees_every_bit_and_its_place():
     values = jnp.arange(12, dtype=jnp.bfloat16).reshape(3, 4)
     hashes = {
-        frozen_hash({"a": values}),
-        frozen_hash({"b": values}),
-        frozen_hash({"a": values.T.reshape(3, 4)}),
-        frozen_hash({"a": values.at[2, 3].set(11.0625)}),
-        frozen_hash({"a": values.astype(jnp.float32)}),
+        digest_of({"a": values}),
+        digest_of({"b": values}),
+        digest_of({"a": values.T.reshape(3, 4)}),
+        digest_of({"a": values.at[2, 3].set(11.0625)}),
+        digest_of({"a": values.astype(jnp.float32)}),
     }
     assert len(hashes) == 5
-    assert frozen_hash({"a": jax.device_put(values)}) == frozen_hash({"a": values})
+    assert digest_of({"a": jax.device_put(values)}) == digest_of({"a": values})
 
 
 @pytest.fixture

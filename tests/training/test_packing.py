@@ -17,7 +17,7 @@ def test_packed_rows_have_the_loss_of_single_ones(micro, trained_workdir):
     config = dataclasses.replace(micro, story=story)
     run_data = RunData(micro, trained_workdir)
     parameters = random_parameters(config.model, "story", 0)
-    features = run_data.rows("squash", {**parameters, **_vit(micro, trained_workdir)})
+    features = run_data.encodings("squash", {**parameters, **_vit(micro, trained_workdir)})
     make = dict(seed=0, batch_size=2)
     packed = ExampleBatches(
         config, run_data.tokenizer, run_data.train, {"image_features": features}, packed=True, **make
@@ -39,6 +39,6 @@ def test_packed_rows_have_the_loss_of_single_ones(micro, trained_workdir):
 
 
 def _vit(config, workdir):
-    from seedstory_jax.checkpoints.parts import load_parameters
+    from seedstory_jax.checkpoints.load import load_parameters
 
     return load_parameters(config.model, ("vit",), workdir, seed=config.seed)

@@ -11,20 +11,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seedstory_jax.checkpoints.stage import latest_step
+from seedstory_jax.checkpoints.layout import checkpoint_folder, latest_step
+from seedstory_jax.checkpoints.readers import check_digest
 from seedstory_jax.config import to_dict
 from seedstory_jax.errors import UserError
+from seedstory_jax.training.loop import Interrupted
+from seedstory_jax.training.stages import STAGES
 from seedstory_jax.training.train import train
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_every_stage_leaves_a_checkpoint_metrics_and_pictures(trained_workdir, rows_of):
-    steps = {"tokenizer_vae": 2, "tokenizer_vit": 2, "detokenizer": 2, "story": 6, "adapt": 2}
+    steps = {"vae": 2, "vit": 2, "detokenizer": 2, "story": 6, "adapt": 2}
     for stage, count in steps.items():
         assert latest_step(trained_workdir / stage) == count
         assert [row["step"] for row in rows_of(trained_workdir, stage)] == list(range(1, count + 1))
-    for stage in ("tokenizer_vae", "tokenizer_vit", "detokenizer", "adapt"):
+    for stage in ("vae", "vit", "detokenizer", "adapt"):
         assert list((trained_workdir / stage / "previews").glob("*.png"))
     assert list((trained_workdir / "tensorboard" / "story").iterdir())
 
@@ -45,7 +48,7 @@ def test_another_config_is_refused_with_its_keys(trained_workdir, micro):
 
 def test_a_stage_says_which_stage_it_needs(tmp_path, micro):
     config = dataclasses.replace(micro, stages=("story",))
-    with pytest.raises(UserError, match=r"no trained vit.*tokenizer_vit.*init_from=none"):
+    with pytest.raises(UserError, match=r"no trained vit.*the stage that trains it \(vit\).*init_from=none"):
         train(config, tmp_path / "run")
 
 
@@ -75,32 +78,25 @@ def test_killed_and_started_again_gives_the_same_metrics(
     assert rows_of(workdir) == undisturbed
 
 
-def test_sigterm_saves_and_says_how_to_go_on(undisturbed, rows_of, tmp_path, story_only):
-    from seedstory_jax.training.loop import Interrupted
-
-    config = story_only
-    workdir = tmp_path / "run"
-    # The signal arrives while the first batch is made: from inside the run, so that no timing matters.
-    from seedstory_jax.training import train as run_module
-
-    make = run_module.MAKE["story"]
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_saves_and_says_how_to_go_on(number, undisturbed, rows_of, tmp_path, story_only, monkeypatch):
+    config, workdir = story_only, tmp_path / "run"
+    make = STAGES["story"].make
 
     def signalling(*arguments):
         stage = make(*arguments)
 
         def batch(step):
-            if step == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
+            if step == 2:  # from inside the run, so that no timing matters
+                os.kill(os.getpid(), number)
             return stage.batch(step)
 
         return dataclasses.replace(stage, batch=batch)
 
-    run_module.MAKE["story"] = signalling
-    try:
-        with pytest.raises(Interrupted, match="saved at step"):
-            train(config, workdir)
-    finally:
-        run_module.MAKE["story"] = make
+    monkeypatch.setitem(STAGES, "story", dataclasses.replace(STAGES["story"], make=signalling))
+    with pytest.raises(Interrupted, match="saved at step"):
+        train(config, workdir)
+    monkeypatch.undo()
     step = latest_step(workdir / "story")
     assert 0 < step < config.story.steps
     assert rows_of(workdir) == undisturbed[:step]
@@ -108,26 +104,32 @@ def test_sigterm_saves_and_says_how_to_go_on(undisturbed, rows_of, tmp_path, sto
     assert rows_of(workdir) == undisturbed
 
 
-def test_damaged_newest_checkpoint_falls_back_with_a_warning(undisturbed, rows_of, tmp_path, story_only, caplog):
-    config = story_only
-    workdir = tmp_path / "run"
+@pytest.mark.parametrize("damage", ["half of every file", "one flipped bit"])
+def test_a_damaged_newest_checkpoint_is_named_and_trained_again(
+    damage, undisturbed, rows_of, tmp_path, story_only, caplog
+):
+    config, workdir = story_only, tmp_path / "run"
     train(config, workdir)
-    newest = workdir / "story" / "checkpoints" / "6"
-    for file in newest.rglob("*"):
-        if file.is_file():
-            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    newest = checkpoint_folder(workdir / "story", 6)
+    if damage == "one flipped bit":
+        flip_a_bit(newest / "trained")
+    else:
+        for file in newest.rglob("*"):
+            if file.is_file():
+                file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     shutil.rmtree(workdir / "tensorboard")
-    from seedstory_jax.training import train as run_module
-
-    # The stage counts as done by its newest step; ask for it to be looked at again.
-    original = run_module.latest_step
-    run_module.latest_step = lambda folder: None
-    try:
-        train(config, workdir)
-    finally:
-        run_module.latest_step = original
-    assert "damaged checkpoint" in caplog.text and "going on from step 4" in caplog.text
+    train(config, workdir)
+    assert "damaged checkpoint" in caplog.text and "step 6" in caplog.text and "going on from step 4" in caplog.text
     assert rows_of(workdir) == undisturbed
+    check_digest(checkpoint_folder(workdir / "story", 6))
+
+
+def flip_a_bit(item):
+    """Changes one bit of the largest file of stored arrays, which neither the format nor tensorstore notices."""
+    file = max((path for path in item.rglob("d/*") if path.is_file()), key=lambda path: path.stat().st_size)
+    stored = bytearray(file.read_bytes())
+    stored[len(stored) // 2] ^= 4
+    file.write_bytes(stored)
 
 
 def test_loss_that_is_not_finite_stops_the_run(tmp_path, micro, story_only):
@@ -143,7 +145,7 @@ def test_accumulation_equals_the_large_batch(micro):
     import jax.numpy as jnp
     import optax
 
-    from seedstory_jax.training.loop import train_step
+    from seedstory_jax.training.step import train_step
 
     def loss(parameters, batch, key):
         value = jnp.mean(jnp.square(batch @ parameters["w"] - 1.0))

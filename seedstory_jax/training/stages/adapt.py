@@ -8,28 +8,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seedstory_jax.checkpoints.parts import build, trainable_names
+from seedstory_jax.checkpoints.parts import build
 from seedstory_jax.config import Config
 from seedstory_jax.data.pipeline import HOST_FIELDS
 from seedstory_jax.distributed import on_host
 from seedstory_jax.features.run_data import RunData
+from seedstory_jax.generation.build import render_images
 from seedstory_jax.models.parameters import Parameters
 from seedstory_jax.models.sdxl.detokenizer import denoising_loss, training_time_ids
 from seedstory_jax.training.batches import ExampleBatches, Places
 from seedstory_jax.training.flops import adapt_step_flops
-from seedstory_jax.training.loop import Metrics, Stage
 from seedstory_jax.training.metrics import StepSize
-from seedstory_jax.training.preview_images import write_grid
-from seedstory_jax.training.stages.detokenizer import PREVIEW_PICTURES, draw_latents, draw_pictures
+from seedstory_jax.training.preview_images import PREVIEW_IMAGES, write_grid
+from seedstory_jax.training.stage import Metrics, Stage, StageSpec
+from seedstory_jax.training.stages.detokenizer import draw_latents
 from seedstory_jax.training.stages.story import losses_of
+from seedstory_jax.training.trainable import trainable_names
 from seedstory_jax.training.validation import HeldOut
 
 
 def adapt_stage(config: Config, run_data: RunData, parameters: Parameters) -> Stage:
     """Stage 1's loss, conditioned on what the story model predicts for the pictures of its rows."""
     stage = config.adapt
-    features = run_data.rows("crop", parameters)
-    moments = run_data.rows("moments", parameters)
+    features = run_data.encodings("crop", parameters)
+    moments = run_data.encodings("moments", parameters)
     count = stage.batch_size // stage.images_per_row
     carried = {"image_features": features, "moments": moments, "picture": Places()}
     rows = ExampleBatches(config, run_data.tokenizer, run_data.train, carried, seed=config.seed + 1, batch_size=count)
@@ -50,16 +52,16 @@ def adapt_stage(config: Config, run_data: RunData, parameters: Parameters) -> St
         fields = {name: value for name, value in first.items() if name not in (*HOST_FIELDS, "moments")}
         fields["image_features"] = features.host_values(fields["image_features"])
         regressed, chosen = on_host(shown_features({**own, **trained}, fields))
-        places = np.take_along_axis(first["picture"], chosen, axis=1).reshape(-1)[:PREVIEW_PICTURES]
+        places = np.take_along_axis(first["picture"], chosen, axis=1).reshape(-1)[:PREVIEW_IMAGES]
         true = run_data.train.read(places, run_data.pixel_transform)
-        write_grid(folder, step, [true, draw_pictures(config, {**parameters, **trained}, regressed[: len(places)])])
+        write_grid(folder, step, [true, render_images(config, {**parameters, **trained}, regressed[: len(places)])])
 
     held_out = None
     if stage.eval_every:
         source = run_data.held_out
         unseen = {
-            "image_features": run_data.rows("crop", parameters, source),
-            "moments": run_data.rows("moments", parameters, source),
+            "image_features": run_data.encodings("crop", parameters, source),
+            "moments": run_data.encodings("moments", parameters, source),
         }
         unseen = ExampleBatches(config, run_data.tokenizer, source, unseen, seed=config.seed + 1, batch_size=count)
         held_out = HeldOut(loss, unseen, stage.eval_batches)
@@ -67,8 +69,6 @@ def adapt_stage(config: Config, run_data: RunData, parameters: Parameters) -> St
     return Stage(
         name="adapt",
         config=stage,
-        optimizer=stage.optimizer,
-        steps=stage.steps,
         parameters={**own, **features.weights, **moments.weights},
         trainable=trainable_names("detokenizer", stage.trainable),
         loss=loss,
@@ -115,3 +115,13 @@ def regress(
     _, chosen = jax.lax.top_k(lottery, config.adapt.images_per_row)
     regressed = jnp.take_along_axis(losses.predicted_image_features, chosen[..., None, None], axis=1)
     return jax.lax.stop_gradient(regressed.reshape(-1, *regressed.shape[2:])), chosen
+
+
+SPEC = StageSpec(
+    name="adapt",
+    summary="The de-tokenizer on what the frozen story model predicts (stage 3 of the paper).",
+    trains="detokenizer",
+    make=adapt_stage,
+    reads=("story",),
+    encoders=("vit", "vae"),
+)

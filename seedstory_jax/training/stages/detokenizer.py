@@ -10,31 +10,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seedstory_jax.checkpoints.parts import build, trainable_names
+from seedstory_jax.checkpoints.parts import build
 from seedstory_jax.config import Config
-from seedstory_jax.data.pipeline import NOTE
-from seedstory_jax.distributed import on_this_process
+from seedstory_jax.data.pipeline import ALL_ROWS, NOTE
 from seedstory_jax.errors import UserError
-from seedstory_jax.features.cache import Rows
+from seedstory_jax.features.cache import ImageEncodings
 from seedstory_jax.features.run_data import RunData
-from seedstory_jax.generation.render import RenderConfig, Renderer, zero_image_features
+from seedstory_jax.generation.build import render_images
 from seedstory_jax.models.parameters import Parameters
 from seedstory_jax.models.sdxl.detokenizer import denoising_loss, training_time_ids
 from seedstory_jax.models.sdxl.vae import sample_latents
 from seedstory_jax.training.flops import detokenizer_step_flops
-from seedstory_jax.training.loop import ALL_ROWS, Metrics, Stage
 from seedstory_jax.training.metrics import StepSize
-from seedstory_jax.training.preview_images import write_grid
+from seedstory_jax.training.preview_images import PREVIEW_IMAGES, write_grid
+from seedstory_jax.training.stage import Metrics, Stage, StageSpec
+from seedstory_jax.training.trainable import trainable_names
 from seedstory_jax.training.validation import HeldOut
-
-PREVIEW_PICTURES = 8
 
 
 def detokenizer_stage(config: Config, run_data: RunData, parameters: Parameters) -> Stage:
     """The UNet and perceiver on the frozen ViT's features and the frozen VAE's latents."""
     stage = config.detokenizer
-    features = run_data.rows("crop", parameters)
-    moments = run_data.rows("moments", parameters)
+    features = run_data.encodings("crop", parameters)
+    moments = run_data.encodings("moments", parameters)
     carried = {"features": features, "moments": moments}
     own = {name: value for name, value in parameters.items() if name.startswith("detokenizer.")}
 
@@ -44,25 +42,23 @@ def detokenizer_stage(config: Config, run_data: RunData, parameters: Parameters)
 
     count = int(run_data.train.offsets[-1])
     batch = PictureBatches(count, stage.batch_size, config.seed, carried, config.data.max_bad)
-    shown = np.arange(PREVIEW_PICTURES) * (count // PREVIEW_PICTURES)
+    shown = np.arange(PREVIEW_IMAGES) * (count // PREVIEW_IMAGES)
 
     def preview(trained: Parameters, step: int, folder: Path) -> None:
         seen = features.host_values(features.read(shown))
-        drawn = draw_pictures(config, {**parameters, **trained}, seen)
+        drawn = render_images(config, {**parameters, **trained}, seen)
         write_grid(folder, step, [run_data.train.read(shown, run_data.pixel_transform), drawn])
 
     held_out = None
     if stage.eval_every:
         source = run_data.held_out
-        unseen = {name: run_data.rows(rows.encoder.kind, parameters, source) for name, rows in batch.rows.items()}
+        unseen = {name: run_data.encodings(rows.encoder.kind, parameters, source) for name, rows in batch.rows.items()}
         unseen = dataclasses.replace(batch, count=int(source.offsets[-1]), rows=unseen)
         held_out = HeldOut(loss, unseen, stage.eval_batches)
 
     return Stage(
         name="detokenizer",
         config=stage,
-        optimizer=stage.optimizer,
-        steps=stage.steps,
         parameters={**own, **features.weights, **moments.weights},
         trainable=trainable_names("detokenizer", stage.trainable),
         loss=loss,
@@ -96,7 +92,7 @@ class PictureBatches:
     count: int
     size: int
     seed: int
-    rows: Mapping[str, Rows]
+    rows: Mapping[str, ImageEncodings]
     max_bad: int
 
     def __call__(self, step: int, here: Any = ALL_ROWS) -> dict[str, np.ndarray]:
@@ -129,35 +125,10 @@ def draw_latents(config: Config, moments: jax.Array, key: jax.Array) -> jax.Arra
     return drawn * config.model.vae.scaling_factor
 
 
-def draw_pictures(config: Config, parameters: Mapping[str, Any], features: np.ndarray) -> np.ndarray:
-    """uint8 [n h w 3] of features [n q d], as sampling draws them."""
-    return make_renderer(config, parameters, batch_size=len(features)).draw(
-        features, np.zeros(len(features), np.int32), np.arange(len(features))
-    )
-
-
-def make_renderer(config: Config, parameters: Mapping[str, Any], *, batch_size: int | None = None) -> Renderer:
-    """The renderer of a model's parts (vit, vae, detokenizer) with the config's sampling defaults."""
-    model, sample = config.model, config.sample
-    ours = {name: value for name, value in parameters.items() if not name.startswith("story.")}
-    parameters = {name: on_this_process(value) for name, value in ours.items()}
-    negative = None
-    if sample.guidance != 1.0:
-        vit = {name: value for name, value in parameters.items() if name.startswith("vit.")}
-        negative = jax.jit(lambda p: zero_image_features(build(model, "vit", p), model.vit.image_size))(vit)
-    frames = batch_size or sample.batch_size
-    return Renderer(
-        build(model, "detokenizer", parameters),
-        build(model, "vae", parameters),
-        negative,
-        RenderConfig(
-            height=model.image_size,
-            width=model.image_size,
-            steps=sample.steps,
-            guidance=sample.guidance,
-            batch_size=frames,
-            decode_batch=frames if model.image_size <= 128 else 1,
-            scheduler=model.scheduler,
-        ),
-        jax.local_devices(),
-    )
+SPEC = StageSpec(
+    name="detokenizer",
+    summary="Features of true images back to pixels (stage 1 of the paper).",
+    trains="detokenizer",
+    make=detokenizer_stage,
+    encoders=("vit", "vae"),
+)

@@ -6,17 +6,19 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from seedstory_jax.checkpoints.parts import build, trainable_names
+from seedstory_jax.checkpoints.parts import build
 from seedstory_jax.config import Config
 from seedstory_jax.data.sources import JoinedSource
-from seedstory_jax.features.cache import Rows
+from seedstory_jax.features.cache import ImageEncodings
 from seedstory_jax.features.run_data import RunData
 from seedstory_jax.models.parameters import Parameters
 from seedstory_jax.models.story_mllm import StoryBatch, StoryLosses, story_losses
 from seedstory_jax.training.batches import ExampleBatches
 from seedstory_jax.training.flops import story_step_flops
-from seedstory_jax.training.loop import Metrics, Stage
 from seedstory_jax.training.metrics import StepSize
+from seedstory_jax.training.stage import Metrics, Stage, StageSpec
+from seedstory_jax.training.stages.story_preview import story_preview
+from seedstory_jax.training.trainable import trainable_names
 from seedstory_jax.training.validation import HeldOut
 
 FIELDS = tuple(field.name for field in dataclasses.fields(StoryBatch))
@@ -24,11 +26,11 @@ FIELDS = tuple(field.name for field in dataclasses.fields(StoryBatch))
 
 def story_stage(config: Config, run_data: RunData, parameters: Parameters) -> Stage:
     """The story model on the frozen ViT's features."""
-    features = run_data.rows("squash", parameters)
+    features = run_data.encodings("squash", parameters)
     size = config.story.batch_size
     own = {name: value for name, value in parameters.items() if name.startswith("story.")}
 
-    def rows_of(source: JoinedSource, features: Rows) -> ExampleBatches:
+    def rows_of(source: JoinedSource, features: ImageEncodings) -> ExampleBatches:
         return ExampleBatches(
             config,
             run_data.tokenizer,
@@ -48,7 +50,7 @@ def story_stage(config: Config, run_data: RunData, parameters: Parameters) -> St
 
     held_out = None
     if config.story.eval_every:
-        unseen = rows_of(run_data.held_out, run_data.rows("squash", parameters, run_data.held_out))
+        unseen = rows_of(run_data.held_out, run_data.encodings("squash", parameters, run_data.held_out))
 
         def without_dropout(parameters, batch, _):
             return loss(parameters, batch, None)
@@ -56,17 +58,13 @@ def story_stage(config: Config, run_data: RunData, parameters: Parameters) -> St
         held_out = HeldOut(without_dropout, unseen, config.story.eval_batches)
 
     preview = None
-    if config.story.preview_every:  # it takes telling and drawing, so only if asked for
-        from seedstory_jax.training.stages.story_preview import story_preview
-
+    if config.story.preview_every:  # it takes generating and rendering, so only if asked for
         preview = story_preview(config, run_data, features)
 
     layout = batches.rows.config
     return Stage(
         name="story",
         config=config.story,
-        optimizer=config.story.optimizer,
-        steps=config.story.steps,
         parameters={**own, **features.weights},
         trainable=trainable_names("story", config.story.trainable),
         loss=loss,
@@ -120,3 +118,12 @@ def story_metrics(batch: Mapping[str, jax.Array], losses: StoryLosses) -> Metric
         "target_images": losses.target_images.astype(jnp.float32),
         "real_token_share": jnp.mean(batch["segment"] > 0, dtype=jnp.float32),
     }
+
+
+SPEC = StageSpec(
+    name="story",
+    summary="The next sentence, and the next image's features, of interleaved stories (stage 2 of the paper).",
+    trains="story",
+    make=story_stage,
+    encoders=("vit",),
+)

@@ -7,18 +7,19 @@ import jax
 import numpy as np
 from PIL import Image, ImageDraw
 
-from seedstory_jax.checkpoints.parts import build, load_parameters
-from seedstory_jax.config import Config
+from seedstory_jax.checkpoints.load import load_parameters
+from seedstory_jax.checkpoints.parts import build
+from seedstory_jax.config import STAGES, Config
 from seedstory_jax.distributed import on_host
 from seedstory_jax.errors import UserError
-from seedstory_jax.features.cache import Rows
+from seedstory_jax.features.cache import ImageEncodings
 from seedstory_jax.features.run_data import RunData
-from seedstory_jax.generation.build import for_sampling
+from seedstory_jax.files import atomic_path
+from seedstory_jax.generation.build import for_sampling, render_images
 from seedstory_jax.generation.engine import StoryEngine
 from seedstory_jax.generation.interface import GenerationConfig
 from seedstory_jax.generation.policies import make_policy
 from seedstory_jax.models.parameters import Parameters
-from seedstory_jax.training.stages.detokenizer import draw_pictures
 
 STORIES, LENGTH = 3, 6
 FRAME = 192  # pixels a side, as shown
@@ -26,7 +27,9 @@ LINE = 26  # letters of a caption in one line
 LINES = 4
 
 
-def story_preview(config: Config, run_data: RunData, features: Rows) -> Callable[[Parameters, int, Path], None]:
+def story_preview(
+    config: Config, run_data: RunData, features: ImageEncodings
+) -> Callable[[Parameters, int, Path], None]:
     """Tells STORIES stories of LENGTH frames into step_<n>.png: captions, below pictures if a de-tokenizer is there."""
     openings = run_data.train.offsets[:-1][:STORIES]
 
@@ -43,11 +46,8 @@ def story_preview(config: Config, run_data: RunData, features: Rows) -> Callable
             + [(None if drawn is None else drawn[number][turn], one.text) for turn, one in enumerate(story)]
             for number, story in enumerate(told)
         ]
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"step_{step:06d}.png"
-        beside = path.with_suffix(".partial")
-        sheet(rows).save(beside, "PNG")
-        beside.replace(path)
+        with atomic_path(folder / f"step_{step:06d}.png") as beside:
+            sheet(rows).save(beside)
 
     return preview
 
@@ -66,12 +66,16 @@ def _drawn(config: Config, run_data: RunData, told: Sequence[Sequence]) -> list[
     """Pictures of the told sequences with what an earlier stage trained; None where there is none."""
     try:
         parts = load_parameters(
-            config.model, ("detokenizer", "vae", "vit"), run_data.workdir, seed=config.seed, before="story"
+            config.model,
+            ("detokenizer", "vae", "vit"),
+            run_data.workdir,
+            seed=config.seed,
+            stages=STAGES[: STAGES.index("story")],
         )
     except UserError:
         return None
     features = [[one.predicted_image_features for one in story] for story in told]
-    return [draw_pictures(config, parts, np.stack(story)) if story else np.empty(0) for story in features]
+    return [render_images(config, parts, np.stack(story)) if story else np.empty(0) for story in features]
 
 
 def sheet(rows: Sequence[Sequence[tuple[np.ndarray | None, str]]]) -> Image.Image:

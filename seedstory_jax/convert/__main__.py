@@ -13,6 +13,7 @@ COMMANDS = ("import", "export", "verify")
 CHOICES = ("llama", "vit", "sdxl", "agent", "detokenizer", "tokenizer")
 USAGE = """usage:
   python -m seedstory_jax.convert import --source=DIR --out=DIR --config=FILE [--dtype=source|float32|bfloat16|float16]
+      [--ignore=REGEX] [--llama=PATH, --vit=, --sdxl=, --agent=, --detokenizer=, --tokenizer=]
   python -m seedstory_jax.convert export --workdir=DIR --out=DIR [--parts=agent,adapter,...]
   python -m seedstory_jax.convert verify DIR --source=DIR"""
 
@@ -42,16 +43,26 @@ def _chosen(flags) -> dict[str, list[Path]]:
 def run_import(argv: Sequence[str]) -> int:
     """Downloads -> one folder."""
     from seedstory_jax.convert.importing import import_model, summary
+    from seedstory_jax.convert.sources import Found
 
     parser = cli.Parser(prog="python -m seedstory_jax.convert import", description=import_model.__doc__)
     parser.add_argument("--source", type=Path, required=True, metavar="DIR", help="folder that holds the downloads")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
     parser.add_argument("--config", required=True, metavar="FILE", help="e.g. configs/seedstory_7b.py")
     parser.add_argument("--dtype", default="source", help="source (as stored there), float32, bfloat16 or float16")
+    parser.add_argument(
+        "--ignore", action="append", default=[], metavar="REGEX", help="published names that may be surplus or missing"
+    )
     _add_choices(parser)
     flags, overrides = parser.parse_strictly(argv)
     config = load_config(flags.config, overrides)
-    manifest = import_model(flags.source, flags.out, config.model, dtype=flags.dtype, chosen=_chosen(flags))
+    found = Found()
+    options = {"dtype": flags.dtype, "chosen": _chosen(flags), "ignore": flags.ignore, "found": found}
+    try:
+        manifest = import_model(flags.source, flags.out, config.model, **options)
+    finally:  # what was looked at helps most where it went wrong
+        for path, what in found.seen.items():
+            print(f"{path}: {what}")
     print(summary(manifest))
     print(f"written: {flags.out}; train and sample with --config.model.base={flags.out}")
     return 0

@@ -98,7 +98,7 @@ TENSOR_PARTS = {
         "diffusion_pytorch_model.safetensors",
         lambda config: prefixed(unet_rules(config.detokenizer.unet), "", "unet."),
         "config.json",
-        lambda config: published_unet_config(config.detokenizer.unet),
+        lambda config: published_unet_config(config.detokenizer.unet, config.image_size // config.vae.downscale),
         lambda path: path.startswith("unet."),
     ),
     "vae": Part(
@@ -106,7 +106,7 @@ TENSOR_PARTS = {
         "diffusion_pytorch_model.safetensors",
         lambda config: vae_rules(config.vae),
         "config.json",
-        lambda config: published_vae_config(config.vae),
+        lambda config: published_vae_config(config.vae, config.image_size),
     ),
 }
 PARTS = (*TENSOR_PARTS, "scheduler", "tokenizer")

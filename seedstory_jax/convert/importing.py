@@ -1,5 +1,6 @@
 """`convert import`: published downloads into one folder that training and sampling load."""
 
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,10 +14,11 @@ from seedstory_jax.checkpoints.converted import ModuleWriter, write_manifest
 from seedstory_jax.config import ModelConfig, to_dict
 from seedstory_jax.convert.plan import ModulePlan, Slot, plan_modules
 from seedstory_jax.convert.rules import contiguous
-from seedstory_jax.convert.sources import Source, find_sources
+from seedstory_jax.convert.sources import Found, Source, find_sources
 from seedstory_jax.convert.tensor_files import checksum
+from seedstory_jax.convert.tokenizer import Tokenizer
 from seedstory_jax.errors import UserError
-from seedstory_jax.files import atomic_folder
+from seedstory_jax.files import atomic_folder, read_json
 
 
 def import_model(
@@ -26,6 +28,8 @@ def import_model(
     *,
     dtype: str = "source",
     chosen: Mapping[str, Sequence[Path]] | None = None,
+    ignore: Sequence[str] = (),
+    found: Found | None = None,
 ) -> dict[str, Any]:
     """Converts every download below `source` into the new folder `out`, tensor by tensor.
 
@@ -34,6 +38,8 @@ def import_model(
       out: the folder to make. It appears when everything is written, and not at all if anything fails.
       config: the model; must agree with the downloads' own configs.
       dtype: storage dtype, or "source".
+      ignore: published names that may be surplus or missing (`plan_modules`).
+      found: is filled with what was looked at.
 
     Returns:
       The manifest.
@@ -43,8 +49,11 @@ def import_model(
     """
     if out.exists():
         raise UserError(f"{out} exists; choose another --out or remove it first")
-    sources = find_sources(source, chosen)
-    plans = plan_modules(config, sources, dtype)
+    found = Found() if found is None else found
+    sources = find_sources(source, chosen, found)
+    plans = plan_modules(config, sources, dtype, ignore=ignore)
+    refuse_fresh_beside_suspects(plans, found, ignore)
+    tokenizers = [Tokenizer(each, config) for each in sources if each.kind == "tokenizer"]
     needed = sum(plan.bytes for plan in plans)
     parent = next(path for path in out.absolute().parents if path.exists())
     free = shutil.disk_usage(parent).free
@@ -53,11 +62,11 @@ def import_model(
     with atomic_folder(out) as folder:
         for plan in plans:
             write_module(folder / plan.name, plan)
-        for tokenizer in (each for each in sources if each.kind == "tokenizer"):
-            (folder / "tokenizer").mkdir()
-            for file in tokenizer.files:
-                shutil.copy(file, folder / "tokenizer" / file.name)
+        for tokenizer in tokenizers:
+            tokenizer.write(folder / "tokenizer")
         manifest = describe_import(source, config, dtype, sources, plans)
+        manifest |= {"ignore": list(ignore)} if ignore else {}
+        manifest |= {"tokenizer": tokenizers[0].variant} if tokenizers else {}
         write_manifest(folder, manifest)
     return manifest
 
@@ -110,6 +119,7 @@ def describe_import(
             {
                 "kind": source.kind,
                 "path": _relative(source.path, root),
+                **llama_variant(source),
                 "files": [
                     {"name": _relative(file, root), "size": file.stat().st_size, "sha256": checksum(file)}
                     for file in source.files
@@ -119,6 +129,30 @@ def describe_import(
         ],
         **_published_scheduler(sources),
     }
+
+
+def refuse_fresh_beside_suspects(plans: Sequence[ModulePlan], found: Found, ignore: Sequence[str] = ()) -> None:
+    """Raises UserError if a part would start from random values while a file that may hold it was not understood."""
+    for plan in plans:
+        fresh = [path for path in plan.fresh if plan.name in ("story", "detokenizer")]
+        if fresh and found.suspects and not ignore:
+            path, name = next(iter(found.suspects.items()))
+            raise UserError(
+                f"{path} looks like a checkpoint of SEED-Story, but its names are not understood ({name!r}), and "
+                f"{len(fresh)} arrays of {plan.name} would start from random values ({fresh[0]}); rename its tensors, "
+                "or take the file away from --source"
+            )
+
+
+def llama_variant(source: Source) -> dict[str, str]:
+    """{"variant": "chat" or "base"} of a LLaMA, by its config's name, its folder's, or a chat template beside it."""
+    if source.kind != "llama":
+        return {}
+    folder = source.path if source.path.is_dir() else source.path.parent
+    name = f"{source.config.get('_name_or_path') or ''} {folder.absolute().name}"
+    settings = folder / "tokenizer_config.json"
+    template = settings.is_file() and "chat_template" in read_json(settings)
+    return {"variant": "chat" if re.search(r"(?i)\bchat\b|instruct", name) or template else "base"}
 
 
 def _relative(path: Path, root: Path) -> str:
@@ -148,4 +182,11 @@ def summary(manifest: Mapping[str, Any]) -> str:
             f"{name:<12} {module['parameters'] / 1e6:10.1f} M parameters  {module['bytes'] / 1e9:6.2f} GB "
             f"{'/'.join(module['dtypes'])}{fresh}"
         )
+    for source in manifest["sources"]:
+        if source.get("variant") == "chat":
+            lines.append(
+                f"{source['path']} is LLaMA's chat variant; SEED-Story stands on the base model, Llama-2-7b-hf"
+            )
+    if "tokenizer" in manifest:
+        lines.append(f"tokenizer    {manifest['tokenizer']}")
     return "\n".join(lines)

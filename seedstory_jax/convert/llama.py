@@ -23,7 +23,7 @@ from seedstory_jax.models.lora import LoRAConfig
 Naming = Literal["plain", "published", "peft", "adapter"]
 
 LLAMA_IGNORE = (
-    r".*\.rotary_emb\.inv_freq",  # a buffer that the original's class stores; computed here
+    r".*\.rotary_emb\..*",  # buffers that the original's class stores (frequencies, tables); computed here
     r".*\.original_module\.weight",  # peft's leftover beside modules_to_save.default, which is the one in use
 )
 LORA_PATHS = r"(.*\.)?lora_[ab]"  # our paths that a base model's checkpoint does not fill
@@ -102,7 +102,9 @@ def vocabulary_rows(config: LlamaConfig, base_rows: int | None = None) -> Transf
     rows, padded = config.vocab_size, config.padded_vocab_size
 
     def forward(table: np.ndarray) -> np.ndarray:
-        if table.ndim != 2 or table.shape[0] not in (rows, base_rows):
+        if table.ndim == 2 and table.shape[0] == padded != rows:  # its last rows are tokens there, and padding here
+            raise ValueError(f"a table of {padded} rows, where the vocabulary has {rows}")
+        if table.ndim != 2 or not table.shape[0] or table.shape[0] not in (rows, base_rows):
             return table  # the caller's shape check says what is wrong
         if table.shape[0] < rows:
             mean = table.astype(np.float32).mean(0, keepdims=True).astype(table.dtype)
@@ -127,7 +129,12 @@ def llama_config_from_published(model: Mapping[str, Any], peft: Mapping[str, Any
     refused = {
         f"hidden_act {model.get('hidden_act', 'silu')!r} (only silu)": model.get("hidden_act", "silu") != "silu",
         "tie_word_embeddings (the head is a table of its own)": model.get("tie_word_embeddings", False),
-        "scaled rotary positions": scaled,
+        f"rope_scaling {scaling or rope}": scaled,
+        "rotary positions of a part of each head": (
+            rope.get("partial_rotary_factor") or model.get("partial_rotary_factor") or 1.0
+        )
+        != 1.0,
+        f"quantization_config {model.get('quantization_config')}": bool(model.get("quantization_config")),
         "biases": model.get("attention_bias", False) or model.get("mlp_bias", False),
         f"head_dim {model.get('head_dim')}": (model.get("head_dim") or width // heads) * heads != width,
     }
@@ -150,13 +157,28 @@ def lora_config_from_published(peft: Mapping[str, Any]) -> LoRAConfig:
     targets = peft.get("target_modules") or ()
     modules = peft.get("modules_to_save") or ()
     refused = {
-        f"peft_type {peft.get('peft_type')!r} (only LORA)": str(peft.get("peft_type") or "LORA").upper()[-4:] != "LORA",
+        f"r {peft.get('r')!r}": type(peft.get("r")) is not int,
+        f"lora_alpha {peft.get('lora_alpha')!r}": type(peft.get("lora_alpha")) not in (int, float),
+        f"peft_type {peft.get('peft_type')!r} (only LORA)": str(peft.get("peft_type") or "LORA")
+        .upper()
+        .rpartition(".")[2]
+        != "LORA",
         f"target_modules {sorted(targets)} (all of {', '.join(ADAPTED)} are adapted here)": set(targets)
         != set(ADAPTED),
         f"modules_to_save {sorted(modules)}": not set(modules) <= {*SAVED, "embed_tokens", "lm_head"},
-        "rank-stabilised or decomposed adapters": peft.get("use_rslora", False) or peft.get("use_dora", False),
+        "use_rslora (scaled by alpha / sqrt(rank))": peft.get("use_rslora", False),
+        "use_dora": peft.get("use_dora", False),
+        "fan_in_fan_out (matrices stored transposed)": peft.get("fan_in_fan_out", False),
+        f"init_lora_weights {peft.get('init_lora_weights')!r}, which changes the base's matrices": peft.get(
+            "init_lora_weights", True
+        )
+        not in (True, False, None, "gaussian"),
+        "adapters on some layers only": any(
+            peft.get(key) for key in ("layers_to_transform", "layers_pattern", "layer_replication", "exclude_modules")
+        ),
         "adapter biases": peft.get("bias", "none") != "none" or peft.get("lora_bias", False),
-        "ranks or alphas by layer": bool(peft.get("rank_pattern")) or bool(peft.get("alpha_pattern")),
+        f"rank_pattern {peft.get('rank_pattern')}": bool(peft.get("rank_pattern")),
+        f"alpha_pattern {peft.get('alpha_pattern')}": bool(peft.get("alpha_pattern")),
     }
     _refuse("LoRA config", refused)
     return LoRAConfig(rank=peft["r"], alpha=float(peft["lora_alpha"]), dropout=float(peft.get("lora_dropout", 0.0)))

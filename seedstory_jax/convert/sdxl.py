@@ -152,6 +152,12 @@ _VAE_FIXED = {
     "use_quant_conv": True,
 }
 _SCHEDULER_FIXED = {
+    "_class_name": "EulerDiscreteScheduler",
+    "final_sigmas_type": "zero",
+    "timestep_type": "discrete",
+    "sigma_min": None,
+    "sigma_max": None,
+    "thresholding": False,
     "interpolation_type": "linear",
     "rescale_betas_zero_snr": False,
     "trained_betas": None,
@@ -259,13 +265,14 @@ def scheduler_config_from_published(published: Mapping[str, Any]) -> SchedulerCo
     return SchedulerConfig(**_picked(published, _SCHEDULER_SAME))
 
 
-def published_unet_config(config: UNetConfig) -> dict[str, Any]:
-    """The UNet's `config.json`, as diffusers reads it."""
+def published_unet_config(config: UNetConfig, sample_size: int = 128) -> dict[str, Any]:
+    """The UNet's `config.json`, as diffusers reads it; `sample_size`: side of the latents that pipelines begin with."""
     own = {name: getattr(config, name) for name in _UNET_SAME}
     return _as_json(
         {
             "_class_name": "UNet2DConditionModel",
             **own,
+            "sample_size": sample_size,
             "attention_head_dim": config.num_attention_heads,
             "transformer_layers_per_block": config.transformer_layers_per_block,
             **_UNET_FIXED,
@@ -273,13 +280,14 @@ def published_unet_config(config: UNetConfig) -> dict[str, Any]:
     )
 
 
-def published_vae_config(config: VAEConfig) -> dict[str, Any]:
-    """The VAE's `config.json`, as diffusers reads it."""
+def published_vae_config(config: VAEConfig, sample_size: int = 1024) -> dict[str, Any]:
+    """The VAE's `config.json`, as diffusers reads it; `sample_size`: side of its pictures."""
     levels = len(config.block_out_channels)
     return _as_json(
         {
             "_class_name": "AutoencoderKL",
             **{name: getattr(config, name) for name in _VAE_SAME},
+            "sample_size": sample_size,
             "down_block_types": ["DownEncoderBlock2D"] * levels,
             "up_block_types": ["UpDecoderBlock2D"] * levels,
             "force_upcast": True,
@@ -296,7 +304,7 @@ def published_perceiver_config(config: PerceiverConfig) -> dict[str, Any]:
 def published_scheduler_config(config: SchedulerConfig) -> dict[str, Any]:
     """The scheduler's `scheduler_config.json`, as diffusers reads it."""
     own = {name: getattr(config, name) for name in _SCHEDULER_SAME}
-    return {"_class_name": "EulerDiscreteScheduler", **own, **_SCHEDULER_FIXED}
+    return {**own, **{name: value for name, value in _SCHEDULER_FIXED.items() if name != "thresholding"}}
 
 
 def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from seedstory_jax.convert.rules import Rule, prefixed
 from seedstory_jax.models.llama import LlamaConfig
 from seedstory_jax.models.story_mllm import StoryMLLMConfig
 
-STORY_IGNORE = LLAMA_IGNORE
+# SEED-X's positions of a picture's patches, which SEED-Story's model does not have and its loader passes over.
+STORY_IGNORE = (*LLAMA_IGNORE, r"(.*\.)?patch_pos_embed")
 
 
 def story_rules(

@@ -34,6 +34,8 @@ SAFETENSORS_DTYPES = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
+# What DistributedDataParallel, torch.compile and FSDP put into the names of what they wrap.
+WRAPPED = re.compile(r"^module\.|_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")
 SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})$")
 
 
@@ -97,24 +99,41 @@ def _entry(name: str, entry: Mapping[str, Any]) -> tuple[np.dtype, tuple[int, ..
     return dtype, shape, start, stop
 
 
+class ArrayFile(dict[str, np.ndarray]):
+    """Arrays in memory where a file's tensors are expected."""
+
+    path = Path("(computed)")
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of an array."""
+        return self[name].shape
+
+    def dtype(self, name: str) -> np.dtype:
+        """Dtype of an array."""
+        return self[name].dtype
+
+
+TensorFile = SafetensorsFile | TorchArchive | ArrayFile
+
+
 class Tensors(Mapping[str, np.ndarray]):
     """The tensors of one or more files, e.g. of all shards of a model; a name may stand in one of them only."""
 
-    def __init__(
-        self, files: Sequence[SafetensorsFile | TorchArchive], keep: Callable[[str], bool] = lambda name: True
-    ):
-        """`keep` filters names, e.g. for the part of a larger model that is wanted."""
+    def __init__(self, files: Sequence[TensorFile], keep: Callable[[str], bool] = lambda name: True):
+        """`keep` filters names (without wrappers' prefixes), e.g. for the part of a larger model that is wanted."""
         self.files = tuple(files)
-        self._where: dict[str, SafetensorsFile | TorchArchive] = {}
+        self._where: dict[str, tuple[TensorFile, str]] = {}
         for file in files:
-            for name in file:
+            for stored in file:
+                name = unwrapped(stored)
                 if name in self._where:
-                    raise UserError(f"tensor {name} stands in {self._where[name].path} and in {file.path}")
+                    raise UserError(f"tensor {name} stands in {self._where[name][0].path} and in {file.path}")
                 if keep(name):
-                    self._where[name] = file
+                    self._where[name] = file, stored
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self._where[name][name]
+        file, stored = self._where[name]
+        return file[stored]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._where)
@@ -124,18 +143,27 @@ class Tensors(Mapping[str, np.ndarray]):
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, without reading it."""
-        return self._where[name].shape(name)
+        file, stored = self._where[name]
+        return file.shape(stored)
 
     def dtype(self, name: str) -> np.dtype:
         """Dtype of a tensor, without reading it."""
-        return self._where[name].dtype(name)
+        file, stored = self._where[name]
+        return file.dtype(stored)
 
     def filtered(self, keep: Callable[[str], bool]) -> "Tensors":
         """Those whose names `keep` accepts."""
         return Tensors(self.files, keep)
 
 
-def open_file(path: Path) -> SafetensorsFile | TorchArchive:
+def unwrapped(name: str) -> str:
+    """A tensor's name without what training wrappers put into it."""
+    while (shorter := WRAPPED.sub("", name)) != name:
+        name = shorter
+    return name
+
+
+def open_file(path: Path) -> TensorFile:
     """One file of tensors, by its ending; raises UserError if there is none or it is broken."""
     if not path.is_file():
         raise UserError(f"no file {path}")

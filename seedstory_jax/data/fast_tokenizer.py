@@ -141,7 +141,8 @@ def trying_texts(slow: SlowTokenizer) -> list[str]:
         ):
             texts.append(company.format(name))
     image = "".join(name for name in tokens if "<img_" in name)
-    texts += [f"{one} <img>{image}</img>[INST]{two}<img>{image}</img>" for one, two in pairwise(plain)]
+    captions = [text for text in plain if text.strip()]
+    texts += [f"{one} <img>{image}</img>[INST]{two}<img>{image}</img>" for one, two in pairwise(captions)]
     # Pieces that sentencepiece finds whole, wherever they stand, have no equal in `tokenizers`.
     defined = [piece.piece for piece in slow.proto.pieces if piece.type == piece.USER_DEFINED]
     return texts + [f"a {name} b{name}c" for name in defined[:20]]

@@ -11,12 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from seedstory_jax.convert.tensor_files import read_json
 from seedstory_jax.errors import UserError
+from seedstory_jax.files import read_json
 
 BLANK = "▁"  # sentencepiece writes blanks so
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-CLASSES = ("llamatokenizer", "llamatokenizerfast")  # early folders spell it LLaMATokenizer
+# In small letters, as early folders spell it LLaMATokenizer; the last one is what `convert import` writes.
+CLASSES = ("llamatokenizer", "llamatokenizerfast", "pretrainedtokenizerfast")
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,17 @@ def test_a_truncated_bin_file(published, tmp_path, cut):
     assert "damaged" in message
 
 
+def test_a_bin_file_with_one_bit_flipped(published, tmp_path):
+    """The names are read well; the numbers are not those of the archive's CRC."""
+    data = bytearray((published.root / "agent" / "pytorch_model.bin").read_bytes())
+    data[len(data) // 2] ^= 4
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "in" / "pytorch_model.bin").write_bytes(data)
+    message = fails(tmp_path / "in", tmp_path / "out" / "model", published.config)
+    assert "damaged: the numbers of" in message and "\n" not in message
+
+
 def test_a_bin_file_that_holds_no_tensors(published, tmp_path):
     torch = pytest.importorskip("torch")
     (tmp_path / "in").mkdir()

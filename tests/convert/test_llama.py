@@ -226,8 +226,8 @@ def test_a_shorter_vocabulary_is_welcome_only_when_announced():
     [
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "scaled rotary"),
-        ({"rope_parameters": {"rope_type": "llama3"}}, "scaled rotary"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling"),
+        ({"rope_parameters": {"rope_type": "llama3"}}, "rope_scaling"),
         ({"attention_bias": True}, "biases"),
         ({"head_dim": 64}, "head_dim 64"),
     ],
@@ -241,7 +241,8 @@ def test_llamas_of_another_kind_are_refused(changes, words):
     ("changes", "words"),
     [
         ({"target_modules": ["q_proj"]}, "target_modules"),
-        ({"peft_type": "ADALORA", "use_dora": True}, "decomposed"),
+        ({"peft_type": "ADALORA"}, "peft_type 'ADALORA'"),
+        ({"use_dora": True}, "use_dora"),
         ({"peft_type": "IA3"}, "peft_type 'IA3'"),
         ({"bias": "all"}, "biases"),
         ({"modules_to_save": ["rotary"]}, "modules_to_save"),

@@ -1,5 +1,6 @@
 """Import from published formats, compare with the torch models, export, load again with peft and diffusers."""
 
+import dataclasses
 import json
 import warnings
 
@@ -260,3 +261,35 @@ def test_restore_goes_onto_a_mesh(published, converted):
     assert list(restored) == [path]
     assert restored[path].sharding == sharding
     assert restored[path].dtype == jnp.bfloat16
+
+
+def test_the_exported_parts_draw_in_diffusers_pipeline_at_their_own_size(published, tmp_path):
+    """Without height and width: the size comes from the configs, not from SD 1.5's default of 64 latents."""
+    import diffusers
+
+    config = dataclasses.replace(published.config, image_size=24)
+    side = 24 // config.vae.downscale
+    import_model(published.root / "stable-diffusion-xl-base-1.0", tmp_path / "model", config)
+    export_model(tmp_path / "model", tmp_path / "out", parts=("unet", "vae", "scheduler"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipeline = diffusers.StableDiffusionXLPipeline(
+            unet=diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "out" / "unet"),
+            vae=diffusers.AutoencoderKL.from_pretrained(tmp_path / "out" / "vae"),
+            scheduler=diffusers.EulerDiscreteScheduler.from_pretrained(tmp_path / "out" / "scheduler"),
+            text_encoder=None,
+            text_encoder_2=None,
+            tokenizer=None,
+            tokenizer_2=None,
+            add_watermarker=False,
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        (latents,) = pipeline(
+            prompt_embeds=torch.zeros(1, 5, 24),
+            pooled_prompt_embeds=torch.zeros(1, 16),
+            num_inference_steps=1,
+            guidance_scale=1.0,
+            output_type="latent",
+        ).images
+    assert tuple(latents.shape) == (4, side, side)
+    assert json.loads((tmp_path / "out" / "vae" / "config.json").read_text())["sample_size"] == 24

@@ -88,21 +88,16 @@ def read_back(key_path: Path, answer_paths: Sequence[Path]) -> list[Result]:
     Raises UserError for files that are no answers, of another study, or twice the same person's.
     """
     key = _read(key_path, ("study", "questions", "pairs"))
-    fields = {"number": int, "story": str, "left": str, "right": str}
-    whole = isinstance(key["pairs"], list) and all(
-        isinstance(pair, dict) and {name: type(value) for name, value in pair.items()} == fields
-        for pair in key["pairs"]
+    fields, found = {"number": int, "story": str, "left": str, "right": str}, key["pairs"]
+    whole = isinstance(found, list) and all(
+        isinstance(pair, dict) and {name: type(value) for name, value in pair.items()} == fields for pair in found
     )
-    if (
-        not whole
-        or not isinstance(key["questions"], dict)
-        or len({p["number"] for p in key["pairs"]}) < len(key["pairs"])
-    ):
+    if not whole or not isinstance(key["questions"], dict) or len({pair["number"] for pair in found}) < len(found):
         raise UserError(
             f"{key_path} is no key of a study: it needs questions by name, and pairs with {', '.join(fields)}, "
             "each with a number of its own"
         )
-    pairs = {pair["number"]: Pair(**pair) for pair in key["pairs"]}
+    pairs = {pair["number"]: Pair(**pair) for pair in found}
     people: dict[str, dict] = {}
     for path in answer_paths:
         found = _read(path, ("study", "person", "answers"))

@@ -255,7 +255,8 @@ def judge_answers(rng, folder):
     if rng.integers(4) == 0:
         text = mutate_bytes(rng, text.encode()).decode("utf-8", "replace")
     compare = read_answer(Question("compare", "style", "s", ("x", "y"), ()), text)
-    shown = [inner.strip() for inner in re.findall(r"(?s)\[\[(.{0,420}?)\]\]", text)]
+    ends = [match.start() for match in re.finditer(r"(?=\]\])", text)]
+    shown = [text[text.rfind("[[", 0, end) + 2 : end].strip() for end in ends if "[[" in text[:end]]
     letters = [one for one in shown if one in ("A", "B", "C")]
     same(compare, {"A": "x", "B": "y", "C": "tie"}[letters[-1]] if letters else None)
     score = read_answer(Question("score", "style", "s", ("x",), ()), text)

@@ -92,7 +92,9 @@ def read_back(key_path: Path, answer_paths: Sequence[Path]) -> list[Result]:
     whole = isinstance(found, list) and all(
         isinstance(pair, dict) and {name: type(value) for name, value in pair.items()} == fields for pair in found
     )
-    if not whole or not isinstance(key["questions"], dict) or len({pair["number"] for pair in found}) < len(found):
+    asked = key["questions"]
+    whole = whole and isinstance(asked, dict) and all(isinstance(words, str) for words in asked.values())
+    if not whole or len({pair["number"] for pair in found}) < len(found):
         raise UserError(
             f"{key_path} is no key of a study: it needs questions by name, and pairs with {', '.join(fields)}, "
             "each with a number of its own"
@@ -107,13 +109,13 @@ def read_back(key_path: Path, answer_paths: Sequence[Path]) -> list[Result]:
             raise UserError(f"{path} answers study {found['study']!r}, the key is of {key['study']!r}")
         if found["person"] in people:
             raise UserError(f"{path} holds the answers of {found['person']!r} a second time")
-        people[found["person"]] = _checked(path, found["answers"], pairs, key["questions"])
+        people[found["person"]] = _checked(path, found["answers"], pairs, asked)
     if not people:
         raise UserError("no answers were given: name the JSON files that the study's page exported")
     return [
         result
         for systems in dict.fromkeys(tuple(sorted((pair.left, pair.right))) for pair in pairs.values())
-        for question in key["questions"]
+        for question in asked
         if (result := _result(systems, question, pairs, people)) is not None
     ]
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from seedstory_jax import cli
 from seedstory_jax.ablate import generate_ablation, write_ablation
 from seedstory_jax.config import Config, load_config
+from seedstory_jax.data.names import folder_name
 from seedstory_jax.evaluation.ablation import plan_runs
 from seedstory_jax.evaluation.measure import Tools
 from seedstory_jax.evaluation.policy_table import policy_table, to_markdown
@@ -93,7 +94,7 @@ def run_demo(
     table = policy_table(measured[length].records, metrics=METRICS, ranges=thirds(length))
     write_text(out / "policies.md", to_markdown(table))
     write_text(out / "policies.svg", curve_plot(table, METRICS[0]))
-    told = {run.variant.name: ablation / "stories" / run.name / names[0] for run in runs}
+    told = {run.variant.name: ablation / "stories" / run.name / folder_name(names[0]) for run in runs}
     return write_demo_page(
         out,
         workdir=workdir,

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -101,8 +102,9 @@ def check_out(flags: argparse.Namespace) -> None:
     if flags.out.exists() and not flags.out.is_dir():
         raise UserError(f"--out={flags.out} is no folder: name another place to write")
     if flags.stories is None:
-        frames = [flags.out / f"frame_{number:04d}.png" for number in range(0 if flags.text_only else flags.length)]
-        outputs.claim(flags.out / "story.json", *frames, by="sample")
+        there = [path for path in flags.out.glob("frame_*.png") if re.fullmatch(r"frame_[0-9]{4,9}", path.stem)]
+        written = [path for path in there if int(path.stem[6:]) < flags.length and not flags.text_only]
+        outputs.claim(flags.out / "story.json", *written, by="sample")
         outputs.claim(flags.out / "index.html", by="report")
 
 

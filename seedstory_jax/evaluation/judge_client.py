@@ -74,7 +74,8 @@ class AnswerCache:
             for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     row = json.loads(line)
-                    self._known[row["key"]] = row["answer"]
+                    if isinstance(row["key"], str) and isinstance(row["answer"], str):
+                        self._known[row["key"]] = row["answer"]
                 except (ValueError, KeyError, TypeError):
                     continue
 

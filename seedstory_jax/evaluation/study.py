@@ -88,21 +88,18 @@ def read_answers(key_path: Path, answer_paths: Sequence[Path]) -> tuple[dict, di
     Raises UserError for files that are no answers, of another study, or twice the same person's.
     """
     key = _read(key_path, ("study", "questions", "pairs"))
-    fields = {"number": int, "story": str, "left": str, "right": str}
-    whole = isinstance(key["pairs"], list) and all(
-        isinstance(pair, dict) and {name: type(value) for name, value in pair.items()} == fields
-        for pair in key["pairs"]
+    fields, found = {"number": int, "story": str, "left": str, "right": str}, key["pairs"]
+    whole = isinstance(found, list) and all(
+        isinstance(pair, dict) and {name: type(value) for name, value in pair.items()} == fields for pair in found
     )
-    if (
-        not whole
-        or not isinstance(key["questions"], dict)
-        or len({p["number"] for p in key["pairs"]}) < len(key["pairs"])
-    ):
+    asked = key["questions"]
+    whole = whole and isinstance(asked, dict) and all(isinstance(words, str) for words in asked.values())
+    if not whole or len({pair["number"] for pair in found}) < len(found):
         raise UserError(
             f"{key_path} is no key of a study: it needs questions by name, and pairs with {', '.join(fields)}, "
             "each with a number of its own"
         )
-    pairs = {pair["number"]: Pair(**pair) for pair in key["pairs"]}
+    pairs = {pair["number"]: Pair(**pair) for pair in found}
     people: dict[str, dict] = {}
     for path in answer_paths:
         found = _read(path, ("study", "person", "answers"))
@@ -112,7 +109,7 @@ def read_answers(key_path: Path, answer_paths: Sequence[Path]) -> tuple[dict, di
             raise UserError(f"{path} answers study {found['study']!r}, the key is of {key['study']!r}")
         if found["person"] in people:
             raise UserError(f"{path} holds the answers of {found['person']!r} a second time")
-        people[found["person"]] = _checked(path, found["answers"], pairs, key["questions"])
+        people[found["person"]] = _checked(path, found["answers"], pairs, asked)
     if not people:
         raise UserError("no answers were given: name the JSON files that the study's page exported")
     return key, pairs, people
@@ -127,7 +124,7 @@ def read_back(key_path: Path, answer_paths: Sequence[Path]) -> list[Result]:
     return [
         result
         for systems in dict.fromkeys(tuple(sorted((pair.left, pair.right))) for pair in pairs.values())
-        for question in key["questions"]
+        for question in asked
         if (result := _result(systems, question, pairs, people)) is not None
     ]
 

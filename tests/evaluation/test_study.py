@@ -95,6 +95,7 @@ def test_nobody_counts_twice(tmp_path):
         {"pairs": [{"number": 0, "story": "s", "left": "a", "right": "b"}] * 2},
         {"pairs": 7},
         {"questions": ["q"]},
+        {"questions": {"q": 7}},
     ],
 )
 def test_keys_that_are_none(tmp_path, key):

@@ -125,8 +125,10 @@ def mutate_bytes(rng, data: bytes) -> bytes:
 
 
 def either(rng, value) -> bytes:
-    """A JSON value's text, mutated in its structure, its bytes, or both."""
-    what = rng.integers(3)
+    """A JSON value's text, mutated in its structure, its bytes, both, or not at all."""
+    what = rng.integers(4)
+    if what == 3:
+        return json.dumps(value, ensure_ascii=bool(rng.integers(2))).encode()
     text = json.dumps(mutate_json(rng, value) if what else value, ensure_ascii=bool(rng.integers(2)))
     data = text.encode("utf-8", "surrogatepass")
     return mutate_bytes(rng, data) if what != 1 else data
@@ -143,6 +145,8 @@ def jsonl(rng, folder):
         "orders": [0, 1],
         "more": {"x": 1.5},
     }
+    odd = [text for text in TEXTS if text.strip()]
+    story["captions"] = [odd[number] for number in rng.integers(len(odd), size=2)]
     data = either(rng, story)
     (folder / "a.jsonl").write_bytes(data + b"\n")
     found = StoryDataset(folder).stories
@@ -251,7 +255,8 @@ def judge_answers(rng, folder):
     if rng.integers(4) == 0:
         text = mutate_bytes(rng, text.encode()).decode("utf-8", "replace")
     compare = read_answer(Question("compare", "style", "s", ("x", "y"), ()), text)
-    shown = [inner.strip() for inner in re.findall(r"(?s)\[\[(.{0,420}?)\]\]", text)]
+    ends = [match.start() for match in re.finditer(r"(?=\]\])", text)]
+    shown = [text[text.rfind("[[", 0, end) + 2 : end].strip() for end in ends if "[[" in text[:end]]
     letters = [one for one in shown if one in ("A", "B", "C")]
     same(compare, {"A": "x", "B": "y", "C": "tie"}[letters[-1]] if letters else None)
     score = read_answer(Question("score", "style", "s", ("x",), ()), text)
@@ -268,7 +273,8 @@ def study_answers(rng, folder):
     systems = {name: [StoryFolder(f"s{n}", ("a",), (None,)) for n in range(2)] for name in ("x", "y")}
     pairs = make_pairs(systems)
     write_key(folder / "key.json", pairs, "study", QUESTIONS)
-    given = {str(pair.number): dict.fromkeys(QUESTIONS, "left") for pair in pairs}
+    choices = ["left", "right", "same"]
+    given = {str(pair.number): {q: choices[rng.integers(3)] for q in QUESTIONS} for pair in pairs}
     answers = {"study": "study", "person": "p", "answers": given}
     data = either(rng, answers)
     if rng.integers(3):

@@ -106,7 +106,8 @@ def choose_moments(source: Path, work: Path, config: BuildConfig) -> list[Moment
 
 def _stamp(path: Path) -> list[Any]:
     if path.is_dir():
-        return sorted([child.name, child.stat().st_size, child.stat().st_mtime_ns] for child in path.iterdir())
+        files = [child for child in path.iterdir() if child.is_file()]  # no loop of links, nothing that is gone
+        return sorted([child.name, child.stat().st_size, child.stat().st_mtime_ns] for child in files)
     return [path.stat().st_size, path.stat().st_mtime_ns]
 
 

@@ -9,6 +9,7 @@ Run again with the same --out it goes on where it stopped; with more stories, le
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -101,7 +102,7 @@ def tell_ablation(
             bar.set_description(f"{run.name}: {what}")
 
         options = {"drawn": drawn, "timed": timed, "batch": batch}
-        tell_runs(setup, runs, requests, out, after=write_storybook, progress=progress, **options)
+        tell_runs(setup, runs, requests, out, after=partial(write_storybook, up=UP), progress=progress, **options)
         bar.n = len(runs)
         bar.set_description("told")
 
@@ -114,9 +115,11 @@ def write_ablation(
     reference: Sequence = (),
     *,
     notes: Sequence[str] = (),
+    up: str | None = None,
 ) -> tuple[Path, dict[int, Measurement]]:
     """Measures runs told into `out`, writes tables, sheets and page: (its path, measures by length).
 
+    `up` links the page that this one belongs to.
     The measures' records name a run's policy with its settings; `policy_table` makes other tables of them.
     """
     sections, found = [], {}
@@ -133,9 +136,10 @@ def write_ablation(
             sheets |= {run.variant.name: sheet} if sheet else {}
         measured = found[length] = Measurement(measured.records, _without_empty(figures))
         sections.append(section_of(f"Stories of {length} frames", measured, length, stories=stories, sheets=sheets))
-    return write_figures(out, "ablation", "What a story remembers", sections, notes=[*NOTES, *notes]), found
+    return write_figures(out, "ablation", "What a story remembers", sections, notes=[*NOTES, *notes], up=up), found
 
 
+UP = "../../../index.html"  # from `stories/<run>/<name>/index.html` to the ablation's page
 NOTES = (
     "The same beginnings and the same noise under every policy. Seconds, calls and bytes are of one story told alone, "
     "compilation taken out.",

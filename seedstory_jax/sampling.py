@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -16,6 +17,7 @@ from seedstory_jax.errors import UserError
 from seedstory_jax.generation.policies import POLICIES
 from seedstory_jax.generation.sample import Request, sample, sample_many
 from seedstory_jax.generation.story import StoryTeller
+from seedstory_jax.report.library import UP, write_library
 from seedstory_jax.report.storybook import write_storybook
 from seedstory_jax.system import StorySystem, load
 
@@ -44,9 +46,10 @@ def run_sampling(flags: argparse.Namespace, overrides: Mapping[str, str]) -> int
             batch=min(flags.batch, len(dataset)),
             draw=draw,
             mode=flags.mode,
-            after=write_storybook,
+            after=partial(write_storybook, up=UP),
         )
-        print(f"{counts['written']} stories written to {flags.out}, {counts['skipped']} were there, ", end="")
+        page = write_library(flags.out)
+        print(f"{counts['written']} stories written to {page}, {counts['skipped']} were there, ", end="")
         print(f"{counts['failed']} failed" + (f" (see {flags.out / 'errors.jsonl'})" if counts["failed"] else ""))
         return 1 if counts["failed"] else 0
     request = Request(

@@ -214,9 +214,8 @@ def write_story(teller: StoryTeller, told: Told, folder: Path, draw: Draw | None
         image = f"frame_{one.index:04d}.png" if one.index in pixels else None
         if image:
             Image.fromarray(np.asarray(pixels[one.index], np.uint8)).save(beside / image)
-        source = "prompt" if one.source == "prompt" else "generated"
         kept = kept_runs(teller.policy, one.slots)
-        frames.append({"index": one.index, "text": one.text, "image": image, "source": source, "kept": kept})
+        frames.append({"index": one.index, "text": one.text, "image": image, "source": one.source, "kept": kept})
     story = {
         "policy": teller.policy_name,
         "length": teller.config.length,
@@ -225,7 +224,8 @@ def write_story(teller: StoryTeller, told: Told, folder: Path, draw: Draw | None
         "frames": frames,
         "timing": {
             "compile_s": round(teller.compilations.seconds, 3),
-            "llm_s": [round(one.seconds, 4) for one in told.sequences],
+            "llm_s": [round(one.seconds / one.together, 4) for one in told.sequences],  # this story's share
+            "together": [one.together for one in told.sequences],
             "render_s": round(render_s, 3),
         },
         "kv_slots": told.slots,

@@ -293,7 +293,8 @@ class Stories:
                 results.append(None)
                 continue
             slots = jax.tree.map(lambda fact, i=i: fact[i], facts)
-            one = Sequence(len(row.sequences), texts[i], tuple(ids[i]), sources[i], features[i], slots, seconds, calls)
+            spent = (seconds, calls, int(draws.sum()))
+            one = Sequence(len(row.sequences), texts[i], tuple(ids[i]), sources[i], features[i], slots, *spent)
             row.sequences.append(one)
             results.append(one)
             read_again = teller.policy.window if teller.policy.recompute else 1

@@ -85,6 +85,7 @@ class Sequence:
         slots: numpy facts [s] of what the buffer held of the story when this sequence began.
         seconds: of the LLM's work for the batch, compilation taken out.
         calls: of the LLM.
+        together: stories of the batch that had a sequence in that time, this one included.
     """
 
     index: int
@@ -95,3 +96,4 @@ class Sequence:
     slots: SlotFacts
     seconds: float
     calls: int
+    together: int = 1

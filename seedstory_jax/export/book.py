@@ -183,9 +183,7 @@ def _write_film(book: Book, target: Path, fonts, settings: ExportSettings, progr
         for suffix, content in sidecars.items():
             with replacing(target.with_suffix(suffix)) as beside:
                 beside.write_text(content, encoding="utf-8")
-    if voice is None:
-        silent = "silent, timed by reading speed"
-        return [
-            silent if settings.voice == "none" else f"no voice for language {book.language!r} here: {silent}"
-        ], narration.seconds
-    return [f"spoken by {voice.name}"], narration.seconds
+    if voice is not None:
+        return [f"spoken by {voice.name}"], narration.seconds
+    why = "" if settings.voice == "none" else f"no voice here speaks these captions as {book.language!r} (--language): "
+    return [f"{why}silent, timed by reading speed"], narration.seconds

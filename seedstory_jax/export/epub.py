@@ -1,4 +1,4 @@
-"""EPUB 3 in fixed layout: a page a turn with its picture, the caption as real text, and alt texts; written by zipfile."""
+"""EPUB 3 in fixed layout, by zipfile: a page a turn with its picture and alt text, the caption as real text."""
 
 import hashlib
 import unicodedata
@@ -82,7 +82,7 @@ def write_epub(book: Book, path: Path) -> None:
             add(f"EPUB/{item.name}", item.data, zipfile.ZIP_STORED if item in images else zipfile.ZIP_DEFLATED)
 
 
-def font_size(text: str, width: float, height: float, largest: int = LARGEST) -> int:
+def font_size(text: str, width: int, height: int, largest: int = LARGEST) -> int:
     """CSS pixels in which `text` fits a box, whatever serif the reader has (a letter is taken as half an em wide)."""
     letters = sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
     for size in range(largest, SMALLEST, -2):

@@ -1,5 +1,6 @@
 """Fonts for captions: one that has a caption's characters, out of those that this machine has."""
 
+import io
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,6 +35,11 @@ def folders() -> list[Path]:
     return [home / ".local/share/fonts", home / ".fonts", Path("/usr/local/share/fonts"), Path("/usr/share/fonts")]
 
 
+def carried() -> bytes:
+    """The file of the small Latin font that Pillow carries."""
+    return ImageFont.load_default(20).path.getvalue()
+
+
 @dataclass(frozen=True)
 class Font:
     """A font file (the first face of a collection); `path` None is the small Latin one that Pillow carries."""
@@ -48,8 +54,8 @@ class Font:
         except ImportError:
             raise UserError("captions need fontTools: pip install 'seedstory_jax[book]'") from None
         try:
-            file = self.path or ImageFont.load_default(20).path
-            with TTFont(file, fontNumber=0, lazy=True) as font:
+            data = self.path.open("rb") if self.path else io.BytesIO(carried())
+            with data as file, TTFont(file, fontNumber=0, lazy=True) as font:
                 outlines = {"glyf", "CFF ", "CFF2"} & set(font.keys())  # colour bitmaps alone cannot be scaled
                 return frozenset(font.getBestCmap() or ()) if outlines else frozenset()
         except (TTLibError, OSError, ValueError, KeyError, AssertionError):
@@ -111,7 +117,7 @@ class FontChoice:
 
 
 def find_fonts(own: Sequence[Path] = ()) -> FontChoice:
-    """The given font files, then the machine's, then Pillow's own. Raises UserError for a given file that is no font."""
+    """The given font files, then the machine's, then Pillow's own. Raises UserError if a given file is no font."""
     given = []
     for path in own:
         font = Font(Path(path))

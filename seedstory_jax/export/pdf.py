@@ -1,20 +1,21 @@
 """PDF for print: a turn a page, or a grid of panels; text as text, with its fonts, bookmarks and alt texts."""
 
+import tempfile
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-
 from seedstory_jax.errors import UserError
-from seedstory_jax.export.fonts import Font, FontChoice
+from seedstory_jax.export.fonts import Font, FontChoice, carried
 from seedstory_jax.export.pictures import encode
 from seedstory_jax.export.reader import Book, Page, shorten
+from seedstory_jax.export.typeset import LEADING, largest_size
 from seedstory_jax.report.page import PIXEL_ART_LIMIT
 
 PAPERS = {"a4": (210.0, 297.0), "a5": (148.0, 210.0), "letter": (215.9, 279.4), "square": (210.0, 210.0)}  # mm
 LAYOUTS = ("page", "grid")
 MM_A_POINT = 25.4 / 72
-LEADING = 1.36
+SMALLEST = 5  # points
 SMALLEST_PANEL = 0.58  # of a column's width, which a picture of the grid takes at least
 PRINT_DPI = 140  # below this a picture looks soft on paper
 INK, SOFT = (42, 37, 33), (111, 102, 92)
@@ -24,22 +25,23 @@ INK, SOFT = (42, 37, 33), (111, 102, 92)
 class Box:
     """A rectangle on a page in millimetres."""
 
-    x: float
-    y: float
-    width: float
-    height: float
+    x: float | int
+    y: float | int
+    width: float | int
+    height: float | int
 
 
 def write_pdf(book: Book, path: Path, fonts: FontChoice, *, layout: str = "page", paper: str = "a4") -> list[str]:
     """Write the book as `layout` "page" or "grid" on `paper`; returns notes about what will not print well."""
-    press = _Press(book, fonts, PAPERS[paper])
-    if layout == "page":
-        press.title_page()
-        for page in book.pages:
-            press.turn_page(page)
-    else:
-        press.grid()
-    press.pdf.output(str(path))
+    with tempfile.TemporaryDirectory(prefix="fonts-") as folder:
+        press = _Press(book, fonts, PAPERS[paper], Path(folder))
+        if layout == "page":
+            press.title_page()
+            for page in book.pages:
+                press.turn_page(page)
+        else:
+            press.grid()
+        press.pdf.output(str(path))
     lowest = min(press.dpi, default=PRINT_DPI)
     soft = f"the pictures print at {lowest:.0f} dpi on {paper}, less than {PRINT_DPI}: they will look soft"
     return [soft] if lowest < PRINT_DPI else []
@@ -48,12 +50,12 @@ def write_pdf(book: Book, path: Path, fonts: FontChoice, *, layout: str = "page"
 class _Press:
     """An fpdf2 document and the pen that sets pictures and captions on it."""
 
-    def __init__(self, book: Book, fonts: FontChoice, size: tuple[float, float]):
+    def __init__(self, book: Book, fonts: FontChoice, size: tuple[float, float], folder: Path):
         try:
             from fpdf import FPDF
         except ImportError:
             raise UserError("PDF needs fpdf2: pip install 'seedstory_jax[book]', or export to .epub or .html") from None
-        self.book, self.fonts = book, fonts
+        self.book, self.fonts, self.folder = book, fonts, folder
         self.width, self.height = size
         self.margin = round(min(size) * 0.085, 1)
         self.dpi: list[float] = []
@@ -75,12 +77,13 @@ class _Press:
             self.pdf.set_text_shaping(True)
 
     def _add(self, font: Font) -> None:
-        from PIL import ImageFont
-
         if font in self.families:
             return
         family = self.families[font] = f"font{len(self.families)}"
-        self.pdf.add_font(family, fname=font.path or ImageFont.load_default(20).path)
+        file = font.path or self.folder / "carried.ttf"  # fpdf2 reads files alone
+        if font.path is None:
+            file.write_bytes(carried())
+        self.pdf.add_font(family, fname=file)
 
     def title_page(self) -> None:
         """The title, and below it how the story came to be."""
@@ -106,8 +109,9 @@ class _Press:
 
     def grid(self) -> None:
         """Panels in reading order, two columns; each picture with its caption below."""
-        columns, gap, head, caption = 2, 6.0, 13.0, 20.0
+        columns, gap, head = 2, 6.0, 13.0
         width = (self.width - 2 * self.margin - (columns - 1) * gap) / columns
+        caption = min(20.0, 0.26 * width)
         height = self.height - 2 * self.margin - head + gap  # of rows, each with a gap below
         rows = max(1, int(height // (SMALLEST_PANEL * width + caption + gap)))
         side = min(width, height / rows - gap - caption)
@@ -149,24 +153,25 @@ class _Press:
         x, y = box.x + (box.width - width) / 2, box.y + (box.height - height) / 2
         self.pdf.image(data, x=x, y=y, w=width, h=height, alt_text=page.alt)
 
-    def text(self, text: str, box: Box, points: float, *, color=INK, top: bool = False, bottom: bool = False) -> None:
-        """Centred text in the largest size up to `points` that fits the box; set in its middle, or at its top or bottom."""
+    def text(self, text: str, box: Box, points: int, *, color=INK, top: bool = False, bottom: bool = False) -> None:
+        """Centred text in the largest size up to `points` that fits the box, in its middle or at its top or bottom."""
         runs = self.fonts.runs(text)
         text = "".join(part for _, part in runs)
         if not text:
             return
         family = self.families[runs[0][0]]
         self.pdf.set_text_color(*color)
-        while True:
-            line = points * MM_A_POINT * LEADING
-            self.pdf.set_font(family, size=points)
-            lines = self.pdf.multi_cell(box.width, line, text, align="C", dry_run=True, output="LINES")
-            if len(lines) * line <= box.height or points <= 5:
-                break
-            points *= 0.94
-        free = max(0.0, box.height - len(lines) * line)
+
+        def set_in(half_points: int) -> float:
+            """Sets the font; the lines' height together."""
+            self.pdf.set_font(family, size=half_points / 2)
+            lines = self.pdf.multi_cell(box.width, 1, text, align="C", dry_run=True, output="LINES")
+            return len(lines) * half_points / 2 * MM_A_POINT * LEADING
+
+        half_points = largest_size(lambda size: set_in(size) <= box.height, 2 * SMALLEST, 2 * points)
+        free = max(0.0, box.height - set_in(half_points))
         self.pdf.set_xy(box.x, box.y + (0 if top else free if bottom else free / 2))
-        self.pdf.multi_cell(box.width, line, text, align="C")
+        self.pdf.multi_cell(box.width, half_points / 2 * MM_A_POINT * LEADING, text, align="C")
 
     def _bookmark(self, page: Page) -> None:
         self.pdf.start_section(f"{page.number}. {shorten(page.text, 60)}")

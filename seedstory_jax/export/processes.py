@@ -25,7 +25,7 @@ def need_program(name: str, why: str) -> str:
 
 
 def run_program(
-    command: Sequence[str], *, what: str, folder: Path, stdin: bytes = b"", seconds: float = 300.0
+    command: Sequence[str], *, what: str, folder: Path, stdin: bytes = b"", seconds: float | int = 300
 ) -> bytes:
     """What the program prints; no shell is involved. `folder`: where it runs.
 

@@ -16,6 +16,7 @@ from seedstory_jax.report.storybook import given_words
 
 MAX_STORY_BYTES = 64_000_000
 MAX_TURNS = 2_000
+MAX_TEXT, MAX_NAME = 10_000, 250  # characters of a caption, and of a picture's file name
 # What XML, and therefore EPUB and ComicInfo, cannot hold; lone surrogates cannot even be written as UTF-8.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 
@@ -149,6 +150,8 @@ def _page(path: Path, number: int, turn: Mapping) -> Page:
     text, name = turn.get("text"), turn.get("image")
     if not isinstance(text, str):
         raise UserError(f"{path}: turn {number} has no text ({text!r}): every turn needs a caption")
+    if len(text) > MAX_TEXT:
+        raise UserError(f"{path}: the text of turn {number} has {len(text):,} characters, more than {MAX_TEXT:,}")
     if name is not None and not isinstance(name, str):
         raise UserError(f"{path}: the image of turn {number} is {name!r}: it must be a file name or null")
     source = turn.get("source")
@@ -160,6 +163,8 @@ def _page(path: Path, number: int, turn: Mapping) -> Page:
 
 def _inside(folder: Path, name: str, number: int) -> Path:
     """The file `name` in `folder`; UserError for a name that leads out of it."""
+    if len(name) > MAX_NAME:
+        raise UserError(f"{folder}: the image of turn {number} has a name of {len(name):,} characters")
     try:
         file, home = (folder / name).resolve(), folder.resolve()
     except (OSError, ValueError, RuntimeError):

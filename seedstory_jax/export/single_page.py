@@ -8,11 +8,12 @@ from urllib.parse import unquote
 
 from PIL import Image
 
+from seedstory_jax.errors import UserError
 from seedstory_jax.export.pictures import encode
 from seedstory_jax.export.reader import Book
 from seedstory_jax.report.storybook import storybook_html
 
-THUMB = 160  # pixels of the film strip's pictures
+THUMB = 2 * 88  # pixels of the film strip's pictures: twice their side, and more than pixel art has
 _IMAGE = re.compile(r'<img src="([^"]*)"')  # captions cannot hold it: their quotes are escaped
 
 
@@ -26,7 +27,11 @@ def write_single_page(book: Book, path: Path) -> None:
         }
         for turn, page in zip(book.story["frames"], book.pages, strict=True)
     ]
-    html = storybook_html(book.folder, {**book.story, "title": book.title, "frames": turns}, language=book.language)
+    story = {**book.story, "title": book.title, "frames": turns}
+    try:
+        html = storybook_html(book.folder, story, language=book.language)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{book.folder / 'story.json'} is damaged ({type(error).__name__}: {error})") from None
     pages, film, rest = html.partition('<nav class="film"')
     images = {page.image.relative_to(book.folder.resolve()).as_posix(): page for page in book.pages if page.image}
 

@@ -28,7 +28,7 @@ def reading_seconds(text: str) -> float:
 
 def srt(cues: Sequence[Cue]) -> str:
     """SubRip. It has no escapes, so what players would take for marks is written with look-alikes."""
-    marks = str.maketrans("<>{}", "‹›❴❵")
+    marks = str.maketrans("<>{}", "\u2039\u203a\u2774\u2775")
     blocks = [
         f"{number}\n{_clock(cue.start, ',')} --> {_clock(cue.end, ',')}\n{cue.text.translate(marks)}\n"
         for number, cue in enumerate(cues, 1)

@@ -1,7 +1,7 @@
 """Captions set into a box of a Pillow picture: broken into lines, shrunk until they fit, in fonts that have them."""
 
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -26,7 +26,16 @@ class Setting:
         """Pixels from the first line's top to the last line's bottom."""
         return round(len(self.lines) * self.size * LEADING)
 
-    def draw(self, canvas: ImageDraw.ImageDraw, left: float, top: float, width: float, fill, *, align="center") -> None:
+    def draw(
+        self,
+        canvas: ImageDraw.ImageDraw,
+        left: float | int,
+        top: float | int,
+        width: float | int,
+        fill: str | tuple | int,
+        *,
+        align="center",
+    ) -> None:
         """Draw the lines into a column `width` pixels wide."""
         for number, line in enumerate(self.lines):
             free = width - _width(line, self.size)
@@ -37,35 +46,45 @@ class Setting:
                 x += _sized(font, self.size).getlength(text)
 
 
-def fit_text(fonts: FontChoice, text: str, width: float, height: float, size: int) -> Setting:
+def largest_size(fits: Callable[[int], bool], low: int, high: int) -> int:
+    """The largest size in [low, high] that `fits`, found by halving; `low` if none does."""
+    if fits(high):
+        return high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def fit_text(fonts: FontChoice, text: str, width: float | int, height: float | int, size: int) -> Setting:
     """`text` in the largest size up to `size` at which it fits `width` by `height` pixels; cut if none does."""
-    smallest = min(size, SMALLEST)
-    while True:
-        lines = wrap(fonts, text, width, size)
-        room = max(1, int(height / (size * LEADING)))
-        if len(lines) <= room:
-            return Setting(lines, size)
-        if size <= smallest:
-            font, last = lines[room - 1][-1]
-            return Setting([*lines[: room - 1], [*lines[room - 1][:-1], (font, last.rstrip()[:-1] + "…")]], size)
-        size = max(smallest, int(size * 0.94))
+    set_in: dict[int, list[Line]] = {}
+
+    def room(size: int) -> int:
+        return max(1, int(height / (size * LEADING)))
+
+    def fits(size: int) -> bool:
+        set_in[size] = wrap(fonts, text, width, size)
+        return len(set_in[size]) <= room(size)
+
+    size = largest_size(fits, min(size, SMALLEST), size)
+    lines = set_in[size] if size in set_in else wrap(fonts, text, width, size)
+    if len(lines) > room(size):
+        *line, (font, last) = lines[room(size) - 1]
+        lines = [*lines[: room(size) - 1], [*line, (font, last.rstrip()[:-1] + "…")]]
+    return Setting(lines, size)
 
 
-def wrap(fonts: FontChoice, text: str, width: float, size: int) -> list[Line]:
+def wrap(fonts: FontChoice, text: str, width: float | int, size: int) -> list[Line]:
     """`text` broken into lines of at most `width` pixels, each as runs of one font."""
-    lines, current = [], ""
+    lines, current, used = [], "", 0.0
     for piece in _pieces(text):
-        if _width(fonts.runs((current + piece).rstrip()), size) <= width:
-            current += piece
-            continue
-        if current.strip():
-            lines.append(current)
-        current = ""
-        for character in piece:  # a piece wider than the whole line is broken anywhere
-            if current and _width(fonts.runs((current + character).rstrip()), size) > width:
+        too_wide = _width(fonts.runs(piece.rstrip()), size) > width
+        for part in piece if too_wide else [piece]:  # a piece wider than a line is broken anywhere
+            if current and used + _width(fonts.runs(part.rstrip()), size) > width:
                 lines.append(current)
-                current = ""
-            current += character
+                current, used = "", 0.0
+            current, used = current + part, used + _width(fonts.runs(part), size)
     return [fonts.runs(line.strip()) for line in (*lines, current) if line.strip()]
 
 
@@ -88,7 +107,7 @@ def _is_wide(character: str) -> bool:
     return unicodedata.east_asian_width(character) in "WF" and not opens
 
 
-def _width(line: Line, size: int) -> float:
+def _width(line: Line, size: int) -> float | int:
     return sum(_sized(font, size).getlength(text) for font, text in line)
 
 

@@ -3,6 +3,7 @@
 Frames are made here and piped into ffmpeg as pixels, so no caption ever becomes part of a command or a filter.
 """
 
+import contextlib
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -79,17 +80,18 @@ def _pipe(command: list[str], frames: Iterator[Image.Image], total: int, folder:
         except OSError as error:
             raise UserError(f"ffmpeg cannot be started ({error})") from None
         try:
-            for number, frame in enumerate(frames, 1):
-                film.stdin.write(frame.tobytes())
-                progress(number, total)
-            film.stdin.close()
-        except BrokenPipeError:
-            pass  # its exit code says why
+            with contextlib.suppress(BrokenPipeError):  # its exit code says why
+                for number, frame in enumerate(frames, 1):
+                    film.stdin.write(frame.tobytes())
+                    progress(number, total)
         except BaseException:
             film.kill()
-            film.wait()
             raise
-        if film.wait():
+        finally:
+            with contextlib.suppress(BrokenPipeError):
+                film.stdin.close()
+            film.wait()
+        if film.returncode:
             said.seek(0)
             raise UserError(f"ffmpeg failed with {film.returncode}{last_line(said.read())}")
 
@@ -120,7 +122,7 @@ class _Scene:
     size: tuple[int, int]
     outwards: bool
 
-    def at(self, moment: float) -> Image.Image:
+    def at(self, moment: float | int) -> Image.Image:
         """The frame at `moment`, 0 to 1 through the turn."""
         if self.art is None:
             return self.still
@@ -144,15 +146,18 @@ def _scene(page: Page, fonts: FontChoice, size: tuple[int, int], burn: bool, tot
     picture = page.picture()
     still = _backdrop(picture, size)
     band = round(letters * 3.6) if burn else 0  # two lines of captions; longer ones get smaller letters
-    room = (width - 2 * margin, height - 2 * margin - band)
-    art = scaled(picture, *room)
-    corner = ((width - art.width) // 2, margin + (room[1] - art.height) // 2)
+    art = scaled(picture, width - 2 * margin, height - 2 * margin - band)
+    if burn:  # what an upright film leaves free lets longer captions keep their size
+        band = min(height - 2 * margin - art.height, letters * 8)
+    top = (height - art.height - band) // 2
+    corner = ((width - art.width) // 2, top)
     if burn:
+        below = top + art.height
         _words(
             still,
             page,
             fonts,
-            (margin, height - band - margin // 2, width - margin, height - margin // 2),
+            (margin, below + margin // 3, width - margin, below + band + margin // 2),
             letters,
             total,
         )

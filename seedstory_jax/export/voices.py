@@ -1,7 +1,6 @@
 """Voices that read captions aloud. Each is a program of its own: nothing here imports a synthesiser.
 
-A voice turns texts into sound files that ffmpeg can read. Which languages it speaks is its own affair, so `choose_voice`
-takes one that knows the book's.
+A voice turns texts into sound files that ffmpeg can read; `choose_voice` takes one that speaks the book's language.
 """
 
 import shlex
@@ -10,14 +9,16 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from seedstory_jax.errors import UserError
 from seedstory_jax.export.processes import find_program, need_program, run_program
 
+FOREIGN = 0.3  # share of letters beyond ASCII from which captions are not English
 NAMES = ("auto", "flite", "espeak", "piper", "none")
 
 
+@runtime_checkable
 class Voice(Protocol):
     """Something that reads texts aloud."""
 
@@ -124,11 +125,11 @@ class Command:
 def choose_voice(
     name: str, texts: Sequence[str], *, language: str = "en", command: str | None = None, model: Path | None = None
 ) -> Voice | None:
-    """The voice for a book's captions; None is silence.
+    """The voice for a book's captions; None is silence, also of "auto" where no voice here speaks them.
 
     Args:
         name: of `NAMES`; "auto" takes piper, flite or espeak, the first that is installed and speaks the language.
-        texts: the captions: flite is not asked to read letters that it does not know.
+        texts: the captions: no voice is asked to read letters that it does not know.
         language: a BCP 47 tag.
         command: a command line, which goes before any name.
         model: piper's .onnx file; by default one that an installed package brings along.
@@ -137,23 +138,26 @@ def choose_voice(
         return Command(command)
     if name == "none":
         return None
-    english = language.lower().split("-")[0] == "en" and not any(_foreign(text) for text in texts)
-    candidates = [name] if name != "auto" else ["piper", "flite", "espeak"]
-    for candidate in candidates:
+    english = language.lower().split("-")[0] == "en"
+    letters = [character for text in texts for character in text if character.isalpha()]
+    foreign = sum(not character.isascii() for character in letters) / max(1, len(letters))
+    if name == "auto" and english and foreign > FOREIGN:
+        return None  # they are not in the language that was said
+    for candidate in [name] if name != "auto" else ["piper", "flite", "espeak"]:
         if candidate == "piper" and find_program("piper"):
             found = model or piper_model(language)
             if found is not None:
-                return Piper(found.resolve())
-        if candidate == "flite" and (english or name == "flite") and has_flite():
+                return Piper(Path(found).resolve())
+        if candidate == "flite" and has_flite() and (name == "flite" or (english and not foreign)):
             return Flite()
-        if candidate == "espeak" and find_program("espeak-ng") and (name != "auto" or espeak_voice(language)):
+        if candidate == "espeak" and find_program("espeak-ng") and espeak_voice(language):
             return Espeak(language)
     if name == "auto":
         return None
     needs = {
         "piper": "pip install piper-tts and a voice, and name its file with --voice_model=FILE.onnx",
         "flite": "ffmpeg on this machine was built without it",
-        "espeak": "apt-get install espeak-ng",
+        "espeak": f"apt-get install espeak-ng; it must know language {language!r}",
     }
     raise UserError(f"--voice={name} is not there: {needs[name]}")
 
@@ -198,12 +202,9 @@ def piper_model(language: str) -> Path | None:
     return None
 
 
-def _foreign(text: str) -> bool:
-    """Whether a text has letters beyond English."""
-    return any(character.isalpha() and not character.isascii() for character in text)
-
-
-_TYPOGRAPHY = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "–": "-", "—": " - ", "…": "..."})
+_TYPOGRAPHY = str.maketrans(
+    {"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u2013": "-", "\u2014": " - ", "\u2026": "..."}
+)
 
 
 def _ascii(text: str) -> str:

@@ -58,7 +58,7 @@ def write_figures(
     notes: Sequence[str] = (),
     up: str | None = None,
 ) -> Path:
-    """Write `<name>.json`, `.md`, `.csv` and `index.html` into `out`, which links up to `up`; returns the page's path."""
+    """Write `<name>.json`, `.md`, `.csv` and `index.html` into `out`; the page's path. `up`: its link upwards."""
     out = Path(out)
     content = {
         "title": title,

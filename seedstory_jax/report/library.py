@@ -49,7 +49,7 @@ def _card(folder: Path, story: Mapping) -> str:
     art = picture(folder, image, "", base=folder.name) if image else f"<i>{escape(frames[0]['text'])}</i>"
     facts = [size_words(frames), str(story.get("policy") or ""), _seconds(story.get("timing") or {})]
     given = sum(frame.get("source") == "caption" for frame in frames)
-    facts.append(f"{given} captions given" if given else "")
+    facts.append(f"{given} {'caption' if given == 1 else 'captions'} given" if given else "")
     return (
         f'<li><a class="card" href="{href(folder.name)}/index.html">{art}<b>{escape(folder.name)}</b>'
         f"<span>{escape(title)}</span></a>"

@@ -135,7 +135,8 @@ def _pages(folder: Path, story: Mapping, frames: Sequence[Mapping]) -> str:
                 f'<p class="held">{escape(describe(cells[place]))}</p>{legend_html()}</div>'
             )
         pages.append(
-            f'<article class="page{"" if image else " wordy"}" id="{number}" aria-label="{_kind(frame)} {number} of {count}">'
+            f'<article class="page{"" if image else " wordy"}" id="{number}" '
+            f'aria-label="{_kind(frame)} {number} of {count}">'
             f'{art}<div class="words"><p class="number"><b>{number}</b> of {count}'
             f"{f'<span class=given>{given}</span>' if given else ''}</p>"
             f'<p class="caption">{escape(frame.get("text", ""))}</p>{memory}'

@@ -59,10 +59,25 @@ def test_text_only_and_over_an_older_story(teller, image_features, tmp_path):
 def test_visualize_ends_with_its_captions(teller, image_features, tmp_path):
     story = sample.sample(teller, request(0, image_features, captions=("de", "fg")), tmp_path, mode="visualize")
     assert [frame["text"] for frame in story["frames"]] == ["abc", "de", "fg"]
+    assert [frame["source"] for frame in story["frames"]] == ["prompt", "caption", "caption"]
     assert story["ending"] == "captions"
     longer = sample.sample(teller, request(0, image_features, captions=("de", "fg")), tmp_path)
     assert [frame["text"] for frame in longer["frames"]][:3] == ["abc", "de", "fg"]
+    assert [frame["source"] for frame in longer["frames"]][2:] == ["caption", "generated", "generated"]
     assert (len(longer["frames"]), longer["ending"]) == (5, "length")
+
+
+def test_stories_told_together_share_their_time(teller, image_features, tmp_path):
+    short = request(1, image_features, captions=("de",))
+    requests = [request(0, image_features, captions=("de", "fg")), short]
+    told = {one.request.name: one for one in sample.tell(teller, requests, mode="visualize")}
+    assert [one.together for one in told["s0"].sequences] == [2, 2, 1]  # the short one ends before the third
+    sample.sample_many(teller, requests, tmp_path, batch=2, draw=draw, mode="visualize")
+    timing = json.loads((tmp_path / "s0" / "story.json").read_text())["timing"]
+    assert timing["together"] == [2, 2, 1] and len(timing["llm_s"]) == 3
+    one = replace(told["s0"].sequences[0], seconds=3.0)
+    halved = replace(told["s0"], sequences=(one, *told["s0"].sequences[1:]))
+    assert sample.write_story(teller, halved, tmp_path / "halved", draw)["timing"]["llm_s"][0] == 1.5
 
 
 def test_many_stories_restart_and_survive_bad_ones(teller, image_features, tmp_path):

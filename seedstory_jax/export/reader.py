@@ -132,16 +132,18 @@ def shorten(text: str, limit: int) -> str:
 
 
 def _read_json(path: Path) -> object:
+    if not path.parent.is_dir():
+        raise UserError(f"{path.parent} is no folder: give the folder of a story (story.json and its pictures)")
+    if not path.is_file():
+        raise UserError(f"{path.parent} holds no story.json: give the folder of one story")
     try:
-        if not path.parent.is_dir():
-            raise UserError(f"{path.parent} is no folder: give the folder of a story (story.json and its pictures)")
-        if not path.is_file():
-            raise UserError(f"{path.parent} holds no story.json: give the folder of one story")
-        if path.stat().st_size > MAX_STORY_BYTES:
-            raise UserError(f"{path} has {path.stat().st_size:,} bytes, more than {MAX_STORY_BYTES:,}: it is no story")
-        return json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes() if path.stat().st_size <= MAX_STORY_BYTES else None
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error})") from None
+        raise UserError(f"{path} cannot be read ({error.strerror or error})") from None
+    if data is None:
+        raise UserError(f"{path} has more than {MAX_STORY_BYTES:,} bytes: it is no story")
+    try:
+        return json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged, it is no JSON ({error}): write the story again") from None
 

@@ -69,9 +69,9 @@ def test_damaged_stories_end_in_one_line(tmp_path, content, words):
 
 
 def test_folders_that_are_none(tmp_path):
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match="gone is no folder: give"):
         read_book(tmp_path / "gone")
-    with pytest.raises(UserError, match=r"holds no story\.json"):
+    with pytest.raises(UserError, match=r"holds no story\.json: give"):
         read_book(tmp_path)
 
 

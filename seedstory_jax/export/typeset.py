@@ -33,13 +33,10 @@ class Setting:
         top: float | int,
         width: float | int,
         fill: str | tuple | int,
-        *,
-        align="center",
     ) -> None:
-        """Draw the lines into a column `width` pixels wide."""
+        """Draw the lines, centred, into a column `width` pixels wide."""
         for number, line in enumerate(self.lines):
-            free = width - _width(line, self.size)
-            x = left + (free / 2 if align == "center" else 0)
+            x = left + (width - _width(line, self.size)) / 2
             baseline = top + self.size * (number * LEADING + 1.02)
             for font, text in line:
                 canvas.text((x, baseline), text, font=_sized(font, self.size), fill=fill, anchor="ls")

@@ -8,6 +8,7 @@ convert    published weights to ours and back
 describe   parameters, operations and bytes of a config
 parity     our arrays beside recorded ones
 data       StoryStream datasets: check, count, cut, build
+book       a story as PDF, EPUB, CBZ, HTML, GIF, WebP or narrated MP4
 demo       the toy, whole
 env        versions, devices and flags, for a bug report
 """
@@ -30,6 +31,7 @@ COMMANDS = {
     "describe": "seedstory_jax.describe",
     "parity": "seedstory_jax.parity",
     "data": "seedstory_jax.storystream.__main__",
+    "book": "seedstory_jax.book",
     "demo": "seedstory_jax.demo",
     "env": "seedstory_jax.environment",
 }

@@ -9,6 +9,7 @@ Run again with the same --out it goes on where it stopped; with more stories, le
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -113,7 +114,7 @@ def generate_ablation(
             bar.set_description(f"{run.name}: {what}")
 
         options = {"drawn": drawn, "timed": timed, "batch": batch}
-        generate_runs(setup, runs, requests, out, after=write_storybook, progress=progress, **options)
+        generate_runs(setup, runs, requests, out, after=partial(write_storybook, up=UP), progress=progress, **options)
         bar.n = len(runs)
         bar.set_description("generated")
 
@@ -126,9 +127,11 @@ def write_ablation(
     reference: Sequence = (),
     *,
     notes: Sequence[str] = (),
+    up: str | None = None,
 ) -> tuple[Path, dict[int, Measurement]]:
     """Measures the runs in `out`, writes tables, sheets and page: (its path, measures by length).
 
+    `up` links the page that this one belongs to.
     The measures' records name a run's policy with its settings; `policy_table` makes other tables of them.
     """
     sections, found = [], {}
@@ -145,9 +148,10 @@ def write_ablation(
             sheets |= {run.variant.name: sheet} if sheet else {}
         measured = found[length] = Measurement(measured.records, _without_empty(figures))
         sections.append(section_of(f"Stories of {length} frames", measured, length, stories=stories, sheets=sheets))
-    return write_figures(out, "ablation", "What a story remembers", sections, notes=[*NOTES, *notes]), found
+    return write_figures(out, "ablation", "What a story remembers", sections, notes=[*NOTES, *notes], up=up), found
 
 
+UP = "../../../index.html"  # from `stories/<run>/<name>/index.html` to the ablation's page
 NOTES = (
     "The same prompts and the same noise under every policy. Seconds, calls and bytes are of one story generated "
     "alone, compilation taken out.",

@@ -90,7 +90,7 @@ def run_demo(
         names = [request.name for request in requests]
         tools = Tools(encode=None if drawn == 0 else system.encode)
         reference = true_stories(system.run_data.validation, stories)
-        figures, measured = write_ablation(ablation, runs, names, tools, reference)
+        figures, measured = write_ablation(ablation, runs, names, tools, reference, up="../index.html")
     table = policy_table(measured[length].records, metrics=METRICS, ranges=thirds(length))
     write_text(out / "policies.md", to_markdown(table))
     write_text(out / "policies.svg", curve_plot(table, METRICS[0]))

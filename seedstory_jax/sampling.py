@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from seedstory_jax.generation.engine import StoryEngine
 from seedstory_jax.generation.policies import POLICIES
 from seedstory_jax.generation.story_files import GivenTurn, Request, write_many, write_one
 from seedstory_jax.pipeline import StoryPipeline, load
+from seedstory_jax.report.library import UP, write_library
 from seedstory_jax.report.storybook import write_storybook
 
 MODES = ("generate", "visualize")
@@ -50,9 +52,10 @@ def run_sampling(flags: argparse.Namespace, overrides: Mapping[str, str]) -> int
             batch=min(flags.batch, len(dataset)),
             render=render,
             mode=flags.mode,
-            after=write_storybook,
+            after=partial(write_storybook, up=UP),
         )
-        print(f"{counts['written']} stories written to {flags.out}, {counts['skipped']} were there, ", end="")
+        page = write_library(flags.out)
+        print(f"{counts['written']} stories written to {page}, {counts['skipped']} were there, ", end="")
         print(f"{counts['failed']} failed" + (f" (see {flags.out / 'errors.jsonl'})" if counts["failed"] else ""))
         return 1 if counts["failed"] else 0
     request = Request(

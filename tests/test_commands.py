@@ -77,6 +77,7 @@ def test_given_captions_are_drawn(flags, tmp_path):
     story = json.loads((flags["--out"] / "story.json").read_text())
     texts = [frame["text"] for frame in story["frames"]]
     assert texts[1:] == ["The monkey sleeps in the park.", "The monkey jumps in the park."]
+    assert (flags["--out"] / "index.html").read_text().count("caption given") == 2
 
 
 def test_many_stories_and_a_bad_one(flags, trained_workdir, capsys):
@@ -91,6 +92,10 @@ def test_many_stories_and_a_bad_one(flags, trained_workdir, capsys):
     assert "does not exist" in (flags["--out"] / "errors.jsonl").read_text()
     ids = [str(json.loads(line)["id"]) for line in lines]
     assert all((flags["--out"] / name / "story.json").exists() for name in ids)
+    library = (flags["--out"] / "index.html").read_text()
+    assert all(f'href="{name}/index.html"' in library for name in ids) and "gone" not in library
+    assert "does not exist" in library  # what failed is said
+    assert 'href="../index.html"' in (flags["--out"] / ids[0] / "index.html").read_text()
 
 
 def _file(content: bytes):

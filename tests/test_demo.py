@@ -19,6 +19,7 @@ def page(trained_workdir, tmp_path_factory):
 
 def test_a_demo_ends_with_the_ablation(page):
     out, html = page.parent, page.read_text()
+    assert 'href="../index.html"' in (page.parent / "ablation" / "index.html").read_text()
     assert 'href="ablation/index.html"' in html and 'href="ablation/stories/dense-3/' in html
     (section,) = json.loads((out / "ablation" / "ablation.json").read_text())["sections"]
     policies = ["dense", "window", "sink", "multimodal_sink", "window_recompute"]

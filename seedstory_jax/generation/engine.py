@@ -296,7 +296,8 @@ class StorySession:
                 results.append(None)
                 continue
             slots = jax.tree.map(lambda column, i=i: column[i], before)
-            turn = Turn(len(row.turns), texts[i], tuple(ids[i]), sources[i], features[i], slots, seconds, calls)
+            spent = (seconds, calls, int(active.sum()))
+            turn = Turn(len(row.turns), texts[i], tuple(ids[i]), sources[i], features[i], slots, *spent)
             row.turns.append(turn)
             results.append(turn)
             needed = engine.policy.window if engine.policy.recompute else 1

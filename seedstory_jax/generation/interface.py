@@ -87,6 +87,7 @@ class Turn:
         slots: numpy metadata [s] of what the buffer held of the story when this turn began.
         seconds: of the LLM's work for the batch, compilation taken out.
         calls: of the LLM.
+        together: stories of the batch that had a turn in that time, this one included.
     """
 
     index: int
@@ -97,3 +98,4 @@ class Turn:
     slots: SlotMetadata
     seconds: float
     calls: int
+    together: int = 1

@@ -286,9 +286,8 @@ def _write_parts(
         image = f"frame_{turn.index:04d}.png" if turn.index in pixels else None
         if image:
             Image.fromarray(np.asarray(pixels[turn.index], np.uint8)).save(partial / image)
-        source = "prompt" if turn.source == "prompt" else "generated"
         kept = kept_runs(engine.policy, turn.slots)
-        frames.append({"index": turn.index, "text": turn.text, "image": image, "source": source, "kept": kept})
+        frames.append({"index": turn.index, "text": turn.text, "image": image, "source": turn.source, "kept": kept})
     content = {
         "id": story.request.name,
         "beginning": prompt_digest(story.request),
@@ -299,7 +298,8 @@ def _write_parts(
         "frames": frames,
         "timing": {
             "compile_s": round(engine.compilations.seconds, 3),
-            "llm_s": [round(turn.seconds, 4) for turn in story.turns],
+            "llm_s": [round(turn.seconds / turn.together, 4) for turn in story.turns],  # this story's share
+            "together": [turn.together for turn in story.turns],
             "render_s": round(render_s, 3),
         },
         "kv_slots": story.slots,

@@ -49,8 +49,16 @@ def thirds(length: int) -> list[tuple[int, int]]:
     return [(first, end) for first, end in zip(firsts, ends, strict=True) if first <= end] or [(2, 2)]
 
 
-def write_figures(out: Path, name: str, title: str, sections: Sequence[Section], *, notes: Sequence[str] = ()) -> Path:
-    """Write `<name>.json`, `.md`, `.csv` and `index.html` into `out`; returns the page's path."""
+def write_figures(
+    out: Path,
+    name: str,
+    title: str,
+    sections: Sequence[Section],
+    *,
+    notes: Sequence[str] = (),
+    up: str | None = None,
+) -> Path:
+    """Write `<name>.json`, `.md`, `.csv` and `index.html` into `out`; the page's path. `up`: its link upwards."""
     out = Path(out)
     content = {
         "title": title,
@@ -67,7 +75,8 @@ def write_figures(out: Path, name: str, title: str, sections: Sequence[Section],
     write_text(out / f"{name}.json", json.dumps(content, indent=1) + "\n")
     write_text(out / f"{name}.md", _markdown(title, sections, notes))
     write_text(out / f"{name}.csv", _csv(sections))
-    downloads = " ".join(f'<a href="{name}.{kind}">{name}.{kind}</a>' for kind in ("json", "md", "csv"))
+    back = f'<a href="{href(up)}">&lsaquo; Up</a> ' if up else ""
+    downloads = back + " ".join(f'<a href="{name}.{kind}">{name}.{kind}</a>' for kind in ("json", "md", "csv"))
     parts = [
         f'<header class="mast"><div class="tools">{theme_button()}</div><h1>{escape(title)}</h1>',
         *(f'<p class="lead">{escape(note)}</p>' for note in notes),

@@ -33,12 +33,14 @@ def href(path: str | os.PathLike) -> str:
     return escape(quote(Path(path).as_posix()))
 
 
-def render_page(title: str, body: str, *, styles: tuple[str, ...] = (), scripts: tuple[str, ...] = ()) -> str:
+def render_page(
+    title: str, body: str, *, styles: tuple[str, ...] = (), scripts: tuple[str, ...] = (), language: str = "en"
+) -> str:
     """A whole HTML document around `body`; `styles` and `scripts` name assets added after the shared ones."""
     css = "\n".join(asset(name) for name in ("base.css", *styles))
     js = "\n".join(asset(name) for name in ("theme.js", *scripts))
     return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<!doctype html>\n<html lang="{escape(language)}">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
         f'<title>{escape(title)}</title>\n<link rel="icon" href="data:,">\n<style>\n{css}</style>\n</head>\n'

@@ -117,10 +117,25 @@ def test_no_two_ids_share_a_folder(engine, image_features, tmp_path):
 def test_visualize_ends_with_its_captions(engine, image_features, tmp_path):
     story = write_one(engine, request(0, image_features, captions=("de", "fg")), tmp_path, mode="visualize")
     assert [frame["text"] for frame in story["frames"]] == ["abc", "de", "fg"]
+    assert [frame["source"] for frame in story["frames"]] == ["prompt", "caption", "caption"]
     assert story["ending"] == "captions"
     longer = write_one(engine, request(0, image_features, captions=("de", "fg")), tmp_path)
     assert [frame["text"] for frame in longer["frames"]][:3] == ["abc", "de", "fg"]
+    assert [frame["source"] for frame in longer["frames"]][2:] == ["caption", "generated", "generated"]
     assert (len(longer["frames"]), longer["ending"]) == (5, "length")
+
+
+def test_stories_generated_together_share_their_time(engine, image_features, tmp_path):
+    short = request(1, image_features, captions=("de",))
+    requests = [request(0, image_features, captions=("de", "fg")), short]
+    stories = {one.request.name: one for one in generate(engine, requests, mode="visualize")}
+    assert [turn.together for turn in stories["s0"].turns] == [2, 2, 1]  # the short one ends before the third
+    write_many(engine, requests, tmp_path, batch=2, render=render, mode="visualize")
+    timing = json.loads((tmp_path / "s0" / "story.json").read_text())["timing"]
+    assert timing["together"] == [2, 2, 1] and len(timing["llm_s"]) == 3
+    first = replace(stories["s0"].turns[0], seconds=3.0)
+    halved = replace(stories["s0"], turns=(first, *stories["s0"].turns[1:]))
+    assert write_story(engine, halved, tmp_path / "halved", render)["timing"]["llm_s"][0] == 1.5
 
 
 def test_many_stories_restart_and_survive_bad_ones(engine, image_features, tmp_path):

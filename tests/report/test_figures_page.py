@@ -60,7 +60,7 @@ def page(tmp_path) -> Path:
         measured.figures[system] = {"frechet_vit": Interval(1.5, 1.0, 2.0, 10), "length": Interval(6.0, None, None, 1)}
     sheets = {"window": write_contact_sheet(tmp_path / "sheets" / "window.png", stories["window"])}
     section = section_of("Six frames", measured, 6, stories=stories, sheets=sheets)
-    return write_figures(tmp_path, "ablation", "What it remembers", [section], notes=["A <note>."])
+    return write_figures(tmp_path, "ablation", "What it remembers", [section], notes=["A <note>."], up="../index.html")
 
 
 def test_all_four_files_agree(page):
@@ -73,6 +73,7 @@ def test_all_four_files_agree(page):
     assert "| `window` | 1.5 [1, 2] | 6 |" in text and "0.50 [0.00, 1.00]" in text
     html = page.read_text()
     assert "&lt;odd&gt; |name" in html and "<odd>" not in html and "A &lt;note&gt;." in html
+    assert '<a href="../index.html">&lsaquo; Up</a>' in html
     assert 'src="sheets/window.png"' in html and 'href="stories/1/s0/index.html"' in html
 
 

@@ -83,6 +83,33 @@ def test_text_only_and_missing_pictures(tmp_path):
     assert Tags(write_storybook(tmp_path, given).read_text()).all("img")[0]["src"] == "gone.png"
 
 
+def test_what_was_given_is_said_turn_by_turn(tmp_path):
+    given = story(tmp_path, 3)
+    given["frames"][1]["source"] = "caption"
+    page = write_storybook(tmp_path, given).read_text()
+    assert page.count("the beginning, given") == page.count("caption given") == 1
+    assert "read in 0.25 s" in page and "written in 0.25 s" in page
+
+
+def test_a_story_told_in_a_batch_shows_its_share(tmp_path):
+    given = story(tmp_path, 3)
+    given["timing"] |= {"llm_s": [0.1, 0.2, 0.3], "together": [4, 4, 1]}
+    page = write_storybook(tmp_path, given).read_text()
+    assert "written in 0.20 s, its share of 4 stories told together · 20 LLM calls for all of them" in page
+    assert "written in 0.30 s · 20 LLM calls<" in page
+    assert "<dt>writing, its share of 4 stories</dt><dd>0.6 s</dd>" in page
+
+
+def test_pages_link_up_and_text_only_pages_say_so(tmp_path):
+    given = story(tmp_path, 3)
+    assert "All stories" not in write_storybook(tmp_path, given).read_text()
+    given["frames"][2]["image"] = None
+    page = write_storybook(tmp_path, given, up="../index.html").read_text()
+    assert '<a href="../index.html" title="The page that lists this story">&lsaquo; All stories</a>' in page
+    assert "3 turns, 2 with pictures" in page and page.count("text only, no picture") == 1
+    assert 'aria-label="Text 3 of 3"' in page and 'aria-label="Picture 2 of 3"' in page
+
+
 def test_a_story_without_frames_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="at least one"):
         write_storybook(tmp_path, {"frames": []})

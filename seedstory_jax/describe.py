@@ -90,7 +90,8 @@ def parameter_count(config: Config, shapes: Mapping[str, Shapes], name: str) -> 
     count = sum(math.prod(shape) for shape in _module_shapes(shapes, name).values())
     if name == "llama":
         llama = config.model.story.llama
-        count -= 2 * (llama.padded_vocab_size - llama.vocab_size) * llama.hidden_size
+        tables = 1 if llama.tie_word_embeddings else 2
+        count -= tables * (llama.padded_vocab_size - llama.vocab_size) * llama.hidden_size
     return count
 
 

@@ -58,7 +58,7 @@ TRAINABLE: dict[str, dict[str, str]] = {
         "all": EVERYTHING,
     },
     "story": {
-        # LoRA, the norms, the whole embedding and head, both resamplers.
+        # LoRA, the norms, the whole embedding and head (one table if they are tied), both resamplers.
         "released": r"llama\..*(\.lora_[ab]|norm\.scale)|llama\.(embed_tokens\.embedding|lm_head\.kernel)"
         r"|\w+_resampler\..*",
         # The paper names LoRA alone inside the LLM; its rank is the model config's.

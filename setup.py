@@ -43,6 +43,7 @@ setup(
         "test": [*TORCH_FREE_TESTS, "torch==2.13.0", "peft>=0.12"],
         "test-torch-free": TORCH_FREE_TESTS,
         "convert": ["torch>=2.4"],
+        "small": ["gguf>=0.17"],
         "eval": [*EVALUATION, "torchmetrics>=1.4"],
         "eval-torch-free": EVALUATION,
         "gpu": ["jax[cuda12]>=0.10"],

@@ -38,7 +38,7 @@ class ModelConfig:
     vae: VAEConfig = VAEConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     image_size: int = 1024  # side of the drawn pictures, pixels
-    base: str = ""  # folder of converted weights; "" starts from random ones
+    base: str = ""  # folder of converted weights, or "smollm2" (convert.smollm2); "" starts from random ones
     # Storage dtype of weights that the running stage does not train.
     frozen_dtype: str = "bfloat16"
 

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 import seedstory_jax
 from seedstory_jax.config import ModelConfig, to_dict
+from seedstory_jax.convert.gguf import open_gguf
 from seedstory_jax.convert.plan import ModulePlan, Slot, plan_modules
 from seedstory_jax.convert.rules import contiguous
 from seedstory_jax.convert.sources import Source, find_sources
@@ -54,6 +55,9 @@ def import_model(
         for plan in plans:
             write_module(folder / plan.name, plan)
         for tokenizer in (each for each in sources if each.kind == "tokenizer"):
+            if tokenizer.path.suffix == ".gguf":
+                open_gguf(tokenizer.path).write_tokenizer(folder / "tokenizer")
+                continue
             (folder / "tokenizer").mkdir()
             for file in tokenizer.files:
                 shutil.copy(file, folder / "tokenizer" / file.name)

@@ -163,10 +163,10 @@ class TorchFile(Mapping[str, np.ndarray]):
 class Tensors(Mapping[str, np.ndarray]):
     """The tensors of one or more files, e.g. of all shards of a model; a name may stand in one of them only."""
 
-    def __init__(self, files: Sequence[SafetensorsFile | TorchFile], keep: Callable[[str], bool] = lambda name: True):
+    def __init__(self, files: Sequence[Any], keep: Callable[[str], bool] = lambda name: True):
         """`keep` filters names, e.g. for the part of a larger model that is wanted."""
         self.files = tuple(files)
-        self._where: dict[str, SafetensorsFile | TorchFile] = {}
+        self._where: dict[str, Any] = {}
         for file in files:
             for name in file:
                 if name in self._where:

@@ -148,13 +148,14 @@ def open_workdir(workdir: Path) -> StoredModel:
         raise UserError(f"{workdir} is neither a workdir (no config.json) nor a converted model (no {MANIFEST})")
     config = from_dict(Config, read_json(workdir / "config.json"), "config.")
     readers: dict[str, list[Reader]] = {name: [] for name in MODULES}
+    from seedstory_jax.convert.smollm2 import resolve
     from seedstory_jax.training.parts import TRAINED_BY  # only what a workdir is, and only here
     from seedstory_jax.training.workspace import TOKENIZER
 
     given = Path(config.data.tokenizer) if config.data.tokenizer else workdir / TOKENIZER
     tokenizer = given if given.is_dir() else None
     if config.model.base:
-        base = open_model(Path(config.model.base))
+        base = open_model(resolve(config.model.base))
         for name, reader in base.modules.items():
             readers[name].append(reader)
         tokenizer = tokenizer or base.tokenizer

@@ -86,7 +86,7 @@ class StoryTokenizer:
 
     def refuse_markup(self, text: str) -> None:
         """Raise UserError if a person's text holds one of the tokens that structure a story."""
-        for marker in (BOI, EOI, "<img_", "<s>", "</s>", PAD, INST):
+        for marker in (BOI, EOI, "<img_", "<s>", "</s>", PAD, INST, *self.tokens((self.bos, self.eos))):
             if marker in text:
                 raise UserError(
                     f"the text holds {marker!r}, which marks a story's structure: take it out of {text[:60]!r}"

@@ -145,7 +145,8 @@ def load_parameters(
     for part in parts:
         trainers = [stage for stage in stages if dict(TRAINED_BY)[stage] == part]
         done = [stage for stage in trainers if latest_step(workdir / stage) is not None]
-        if strict and trainers and not done and not model.base:
+        base = _base_of(model, part)
+        if strict and trainers and not done and base is None:
             raise UserError(
                 f"{workdir} has no trained {part}: run train.py with this workdir and the stage that trains it "
                 f"({trainers[0]}), give converted weights as model.base, or set init_from=none for random ones"
@@ -159,8 +160,8 @@ def load_parameters(
             folder, best = workdir / stage, workdir / stage / BEST
             kept_best = checkpoint == "best" and latest_step(best) is not None
             found |= load_trained(best if kept_best else folder, shapes, prefix=f"{part}.")
-        if model.base and len(found) < len(shapes):
-            found |= _load_base(model, part, {name: shapes[name] for name in shapes if name not in found})
+        if base is not None and len(found) < len(shapes):
+            found |= _load_base(base, part, {name: shapes[name] for name in shapes if name not in found})
         # Whatever else there is starts fresh: a bare LLaMA has no adapters and no resamplers.
         fresh = {name: shapes[name] for name in shapes if name not in found}
         if fresh:
@@ -169,11 +170,21 @@ def load_parameters(
     return parameters
 
 
-def _load_base(model: ModelConfig, part: str, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Parameters:
+def _base_of(model: ModelConfig, part: str) -> Path | None:
+    """The base's folder, if there is a base and it speaks of this part (a bare language model does not of the ViT)."""
+    from seedstory_jax.convert.smollm2 import resolve
+    from seedstory_jax.convert.store import MANIFEST, read_manifest
+
+    base = resolve(model.base) if model.base else None
+    converted = base is not None and (base / MANIFEST).is_file()
+    return None if converted and part not in read_manifest(base)["modules"] else base
+
+
+def _load_base(base: Path, part: str, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Parameters:
     """What `shapes` asks for of one part and the base, a converted model or the workdir of another run, has."""
     from seedstory_jax.convert.store import restore_module
 
-    base, wanted = Path(model.base), under_prefix(part, shapes)
+    wanted = under_prefix(part, shapes)
     is_run = (base / "config.json").is_file()
     return with_prefix(part, _restore_run(base, part, wanted) if is_run else restore_module(base / part, wanted))
 

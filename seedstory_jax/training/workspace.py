@@ -56,9 +56,15 @@ class Workspace:
 
     @cached_property
     def tokenizer(self) -> StoryTokenizer:
-        """The configured tokenizer folder, or the toy's own."""
+        """The configured tokenizer folder, or the base's, or the toy's own."""
         if self.config.data.tokenizer:
             return StoryTokenizer(self.config.data.tokenizer)
+        if self.config.model.base:
+            from seedstory_jax.convert.smollm2 import resolve
+
+            beside = resolve(self.config.model.base) / "tokenizer"  # of a converted model
+            if beside.is_dir():
+                return StoryTokenizer(beside)
         return toy_tokenizer(self.workdir / TOKENIZER)
 
     @cached_property

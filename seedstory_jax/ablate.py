@@ -91,6 +91,8 @@ def tell_ablation(
         tokenizer=system.tokenizer,
         telling=system.telling(seed=seed, allow_end=False),
         window=system.config.sample.window,
+        head=system.config.sample.head,
+        tail=system.config.sample.tail,
         draw=None if drawn == 0 else lambda *frames: system.renderer.draw(*frames, **drawing),
         identity=identity_of(system, drawing),
     )

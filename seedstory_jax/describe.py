@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from seedstory_jax.config import Config, MeshConfig, load_config
 from seedstory_jax.errors import UserError
 from seedstory_jax.generation.cost import buffer_bytes
-from seedstory_jax.generation.policies import POLICIES, Policy, make_policy, slot_count
+from seedstory_jax.generation.policies import POLICIES, policy_of, slot_count
 from seedstory_jax.models import flops
 from seedstory_jax.models.parameters import abstract_parameters
 from seedstory_jax.sharding import AXES, SAMPLING, device_elements
@@ -131,12 +131,6 @@ def flops_a_call(config: Config) -> dict[str, tuple[int, str]]:
     }
 
 
-def policy_of(config: Config, name: str) -> Policy:
-    """The policy with the config's window."""
-    settings = {"window": config.sample.window} if hasattr(POLICIES[name], "window") else {}
-    return make_policy(name, **settings)
-
-
 def policy_table(config: Config) -> list[dict[str, Any]]:
     """Slots and bytes of one story's KV buffer for every policy and length."""
     llama = config.model.story.llama
@@ -144,7 +138,7 @@ def policy_table(config: Config) -> list[dict[str, Any]]:
     rows = []
     for name in POLICIES:
         for length in LENGTHS:
-            slots = slot_count(policy_of(config, name), length, tokens)
+            slots = slot_count(policy_of(config.sample, name), length, tokens)
             size = buffer_bytes(llama, 1, slots, llama.dtype)
             rows.append({"policy": name, "length": length, "slots": slots, "bytes": size})
     return rows

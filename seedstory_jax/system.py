@@ -21,7 +21,7 @@ from seedstory_jax.config import Config, check, differing_keys, from_dict, to_di
 from seedstory_jax.data.images import ImageTransform, open_image
 from seedstory_jax.data.tokenizer import StoryTokenizer
 from seedstory_jax.errors import UserError
-from seedstory_jax.generation.policies import Policy, make_policy
+from seedstory_jax.generation.policies import Policy, policy_of
 from seedstory_jax.generation.render import Renderer
 from seedstory_jax.generation.story import Story, StoryTeller
 from seedstory_jax.generation.telling import Sequence as StorySequence
@@ -120,8 +120,7 @@ class StorySystem:
     def teller(self, policy: str | Policy = "multimodal_sink", telling: TellingConfig | None = None, **settings):
         """A `StoryTeller` under a policy, by name with its settings or as an object."""
         if isinstance(policy, str):
-            window = {} if policy == "dense" else {"window": self.config.sample.window}
-            policy = make_policy(policy, **(window | settings))
+            policy = policy_of(self.config.sample, policy, **settings)
         return StoryTeller(self.story_model, self.tokenizer, policy, telling or self.telling(), self.mesh)
 
     def telling(self, **changes: Any) -> TellingConfig:

@@ -92,7 +92,9 @@ def run_verify(argv: Sequence[str]) -> int:
     parser.add_argument("--no_checksums", action="store_true", help="compare tensors only, not the files' checksums")
     _add_choices(parser)
     flags, _ = parser.parse_strictly(argv)
-    verdicts = verify_model(flags.directory, _source(flags.source), chosen=_chosen(flags), checksums=not flags.no_checksums)
+    verdicts = verify_model(
+        flags.directory, _source(flags.source), chosen=_chosen(flags), checksums=not flags.no_checksums
+    )
     for verdict in verdicts:
         print(f"{verdict.module:<12} {verdict.compared:6} compared, {len(verdict.complaints)} differ")
         for complaint in verdict.complaints[:20]:

@@ -115,7 +115,7 @@ class Setup:
         model: the story model.
         tokenizer: its tokenizer.
         telling: how stories are told; `length` is set by the run.
-        window: of policies that have one, where no sweep says otherwise.
+        window, head, tail: of policies that have them, where no sweep says otherwise.
         draw: draws frames; None tells text only.
         identity: what must be the same when an ablation goes on in a folder: checkpoint, config, seed.
     """
@@ -124,6 +124,8 @@ class Setup:
     tokenizer: object
     telling: TellingConfig
     window: int = 8
+    head: tuple[int, ...] = (4, 8)
+    tail: tuple[int, ...] = (8, 4)
     draw: Draw | None = None
     identity: Mapping = None
 
@@ -159,7 +161,7 @@ def tell_runs(
     drawn = len(requests) if drawn is None else drawn
     for run in runs:
         telling = replace(setup.telling, length=run.length)
-        policy = run.variant.make(window=setup.window)
+        policy = run.variant.make(window=setup.window, head=setup.head, tail=setup.tail)
         teller = StoryTeller(setup.model, setup.tokenizer, policy, telling)
         folder = out / "stories" / run.name
         missing = [one for one in requests if not (folder / one.name / "story.json").is_file()]

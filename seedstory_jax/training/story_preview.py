@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from seedstory_jax.config import Config
 from seedstory_jax.distributed import on_host
 from seedstory_jax.errors import UserError
-from seedstory_jax.generation.policies import make_policy
+from seedstory_jax.generation.policies import policy_of
 from seedstory_jax.generation.story import StoryTeller
 from seedstory_jax.generation.telling import TellingConfig
 from seedstory_jax.generation.weights import for_sampling
@@ -55,7 +55,7 @@ def story_preview(config: Config, workspace: Workspace, features: Rows) -> Calla
 def tell(config: Config, workspace: Workspace, model, features: np.ndarray) -> list[list]:
     """The sequences that follow each opening, greedily."""
     model = for_sampling(model, dtype=model.config.llama.dtype)
-    policy = make_policy("multimodal_sink", window=config.sample.window)
+    policy = policy_of(config.sample, "multimodal_sink")
     telling = TellingConfig(length=LENGTH, max_text_tokens=config.sample.max_text_tokens)
     teller = StoryTeller(model, workspace.tokenizer, policy, telling)
     stories = workspace.train.stories

@@ -4,9 +4,9 @@
     pip install 'seedstory_jax[small]'           what reads it
     python train.py --config=configs/small.py --workdir=runs/small
 
-The language model is SmolLM2-135M under the released adapter (LoRA of rank 16, norms, table, both resamplers); the image
-encoder, the autoencoder and the UNet are the published classes at small sizes, trained from nothing on 128-pixel pictures
-in the stage `tokenizer`, which the published system does not need.
+The language model is SmolLM2-135M under the released adapter (LoRA of rank 16, norms, table, both resamplers). The
+image encoder, the autoencoder and the UNet are the published classes at small sizes, trained from nothing on pictures
+of 128 pixels in the stage `tokenizer`, which the published system does not need.
 
 A picture is 16 tokens instead of 64, a quarter. So are the other counts: a caption has some 12 to 30 tokens instead of
 40 to 120, and of an evicted picture the multimodal sink keeps a quarter as well,

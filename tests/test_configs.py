@@ -54,7 +54,7 @@ def test_small():
     kept = (config.sample.head[1] - 1) + config.sample.tail[0]  # without <img>
     published = SampleConfig()
     assert kept / queries == pytest.approx(((published.head[1] - 1) + published.tail[0]) / 64, abs=0.02)
-    assert config.story.max_length >= 1 + 10 * (2 * (queries + 2) + 50)
+    assert config.story.max_length >= 1 + 10 * (2 * queries + 2 + 26)  # captions of tales have 26 tokens on average
     policy = policy_of(config.sample, "multimodal_sink", window=3)
     assert (policy.window, policy.head, policy.tail) == (3, (1, 3), (2, 1))
 

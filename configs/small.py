@@ -8,8 +8,8 @@ The language model is SmolLM2-135M under the released adapter (LoRA of rank 16, 
 image encoder, the autoencoder and the UNet are the published classes at small sizes, trained from nothing on pictures
 of 128 pixels in the stage `tokenizer`, which the published system does not need.
 
-A picture is 16 tokens instead of 64, a quarter. So are the other counts: a caption of `toy.tales` has 16 to 44 tokens, 26
-on average, instead of some 40, and of an evicted picture the multimodal sink keeps a quarter as well,
+A picture is 16 tokens instead of 64, a quarter. So are the other counts: a caption of `toy.tales` has 16 to 44 tokens,
+26 on average, instead of some 40, and of an evicted picture the multimodal sink keeps a quarter as well,
 
     published   [<img> - 4, <img> + 8) and [</img> - 8, </img> + 4): 24 tokens; 7 + 8 of the 64 picture tokens, 23 %
     here        [<img> - 1, <img> + 3) and [</img> - 2, </img> + 1):  7 tokens; 2 + 2 of the 16 picture tokens, 25 %

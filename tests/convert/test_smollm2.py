@@ -23,7 +23,7 @@ needs_wheel = pytest.mark.skipif(
 )
 TEXTS = (
     "Once upon a time, in 1987, a fox who'd lost her way asked: \"Where's the moon?\"",
-    "  Two blanks,\ttabs\nand new lines 3.14159 – naïve café ☕ 火",
+    "  Two blanks,\ttabs\nand new lines 3.14159; naïve café ☕ 火",
     "def f(x):\n    return x ** 2  # code",
     "",
 )

@@ -104,6 +104,8 @@ def generate_ablation(
         tokenizer=system.tokenizer,
         generation=system.generation_config(seed=seed, allow_end=False),
         window=system.config.sample.window,
+        head=system.config.sample.head,
+        tail=system.config.sample.tail,
         render=None if drawn == 0 else lambda *images: system.renderer.render(*images, **rendering),
         identity=identity_of(system, rendering),
     )

@@ -36,7 +36,7 @@ class ModelConfig:
     vae: VAEConfig = VAEConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     image_size: int = 1024  # side of the drawn pictures, pixels
-    base: str = ""  # folder of converted weights; "" starts from random ones
+    base: str = ""  # folder of converted weights, or "smollm2" (convert.smollm2); "" starts from random ones
     # Storage dtype of weights that the running stage does not train.
     frozen_dtype: str = "bfloat16"
 
@@ -165,6 +165,9 @@ class SampleConfig:
     batch_size: int = 8  # frames a device draws at a time
     max_text_tokens: int = 128
     window: int = 8  # newest sequences that window policies keep
+    # What the multimodal sink keeps of an evicted picture: tokens before and from `<img>`, before and from `</img>`.
+    head: tuple[int, ...] = (4, 8)
+    tail: tuple[int, ...] = (8, 4)
     temperature: float = 0.0  # 0 is greedy, as published
     top_p: float = 1.0
     weights: str = ""  # "int8" stores the LLM's projections in eight bits; "" in the model's compute dtype
@@ -352,6 +355,10 @@ def check(config: Config) -> None:
         value = functools.reduce(getattr, key.split("."), config)
         if value not in choices:
             raise UserError(f"{key} is {value!r}; choose from {', '.join(map(repr, choices))}")
+    for name in ("head", "tail"):
+        counts = getattr(config.sample, name)
+        if len(counts) != 2 or min(counts) < 0:
+            raise UserError(f"sample.{name} is {counts!r}; two counts are wanted, tokens before and from the mark")
     adapt = config.adapt
     if adapt.images_per_row < 1 or adapt.batch_size % adapt.images_per_row:
         raise UserError(

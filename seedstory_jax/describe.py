@@ -18,7 +18,7 @@ from seedstory_jax.checkpoints.parts import PARTS, module_shapes
 from seedstory_jax.config import Config, MeshConfig, load_config
 from seedstory_jax.errors import UserError
 from seedstory_jax.generation.flops import buffer_bytes
-from seedstory_jax.generation.policies import POLICIES, Policy, make_policy, slot_count
+from seedstory_jax.generation.policies import POLICIES, policy_of, slot_count
 from seedstory_jax.models import flops
 from seedstory_jax.sharding import AXES, SAMPLING, device_elements
 from seedstory_jax.training.stages import STAGES
@@ -82,7 +82,8 @@ def parameter_count(config: Config, shapes: Mapping[str, Shapes], name: str) -> 
     count = sum(math.prod(shape) for shape in _module_shapes(shapes, name).values())
     if name == "llama":
         llama = config.model.story.llama
-        count -= 2 * (llama.padded_vocab_size - llama.vocab_size) * llama.hidden_size
+        tables = 1 if llama.tie_word_embeddings else 2
+        count -= tables * (llama.padded_vocab_size - llama.vocab_size) * llama.hidden_size
     return count
 
 
@@ -122,12 +123,6 @@ def flops_a_call(config: Config) -> dict[str, tuple[int, str]]:
     }
 
 
-def policy_of(config: Config, name: str) -> Policy:
-    """The policy with the config's window."""
-    settings = {"window": config.sample.window} if hasattr(POLICIES[name], "window") else {}
-    return make_policy(name, **settings)
-
-
 def policy_table(config: Config) -> list[dict[str, Any]]:
     """Slots and bytes of one story's KV buffer for every policy and length."""
     llama = config.model.story.llama
@@ -135,7 +130,7 @@ def policy_table(config: Config) -> list[dict[str, Any]]:
     rows = []
     for name in POLICIES:
         for length in LENGTHS:
-            slots = slot_count(policy_of(config, name), length, tokens)
+            slots = slot_count(policy_of(config.sample, name), length, tokens)
             size = buffer_bytes(llama, 1, slots, llama.dtype)
             rows.append({"policy": name, "length": length, "slots": slots, "bytes": size})
     return rows

@@ -20,6 +20,7 @@ from seedstory_jax.checkpoints.layout import BEST, CONFIG_FILE, SHARED_SECTIONS,
 from seedstory_jax.checkpoints.load import load_parameters
 from seedstory_jax.checkpoints.parts import build
 from seedstory_jax.config import Config, check, differing_keys, to_dict
+from seedstory_jax.convert.smollm2 import prepare
 from seedstory_jax.data.images import ImageTransform, open_image
 from seedstory_jax.data.text_tokenizer import StoryTokenizer
 from seedstory_jax.errors import UserError
@@ -27,7 +28,7 @@ from seedstory_jax.features.run_data import RunData
 from seedstory_jax.generation.build import for_sampling, make_renderer, stored_as
 from seedstory_jax.generation.engine import Story, StoryEngine
 from seedstory_jax.generation.interface import GenerationConfig, Turn
-from seedstory_jax.generation.policies import Policy, make_policy
+from seedstory_jax.generation.policies import Policy, policy_of
 from seedstory_jax.generation.render import Renderer
 from seedstory_jax.models.parameters import Parameters, split_module, with_prefix
 from seedstory_jax.models.story_mllm import StoryMLLM
@@ -117,8 +118,7 @@ class StoryPipeline:
     def engine(self, policy: str | Policy = "multimodal_sink", config: GenerationConfig | None = None, **settings):
         """A `StoryEngine` under a policy, by name with its settings or as an object."""
         if isinstance(policy, str):
-            window = {} if policy == "dense" else {"window": self.config.sample.window}
-            policy = make_policy(policy, **(window | settings))
+            policy = policy_of(self.config.sample, policy, **settings)
         return StoryEngine(self.story_model, self.tokenizer, policy, config or self.generation_config(), self.mesh)
 
     def generation_config(self, **changes: Any) -> GenerationConfig:
@@ -177,6 +177,7 @@ def load(workdir: str | Path, config: Config | None = None) -> StoryPipeline:
             )
         own = config
     check(own)
+    prepare(own.model.base)
     evaluated = (latest_step(best) is not None for best in workdir.glob(f"*/{BEST}"))
     if own.sample.checkpoint == "best" and not any(evaluated):
         raise UserError(

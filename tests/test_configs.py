@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from seedstory_jax.config import load_config
+from seedstory_jax.config import SampleConfig, load_config
 from seedstory_jax.errors import UserError
+from seedstory_jax.generation.policies import policy_of
 from seedstory_jax.models.qwen_vit import QwenViTConfig
 from seedstory_jax.models.resampler import ResamplerConfig
 from seedstory_jax.models.sdxl.vae import VAEConfig
@@ -40,3 +41,25 @@ def test_finetuning(variant, devices):
 def test_an_unknown_variant_is_refused():
     with pytest.raises(UserError, match="unknown variant 'papper'"):
         load_config(f"{ROOT}/configs/seedstory_7b.py:papper")
+
+
+def test_small():
+    """A published system in small: released adapter and row rule, and sinks scaled to 16 tokens a picture."""
+    config = load_config(f"{ROOT}/configs/small.py")
+    llama = config.model.story.llama
+    assert config.model.base == "smollm2" and llama.tie_word_embeddings and llama.vocab_size == 49152 + 66
+    assert (llama.lora.rank, llama.lora.alpha, config.story.trainable) == (16, 32.0, "released")
+    assert (config.story.turns, config.story.max_turns, config.sample.window) == ("prefix", 10, 8)
+    queries = config.model.story.num_image_tokens
+    kept = (config.sample.head[1] - 1) + config.sample.tail[0]  # without <img>
+    published = SampleConfig()
+    assert kept / queries == pytest.approx(((published.head[1] - 1) + published.tail[0]) / 64, abs=0.02)
+    assert config.story.max_length >= 1 + 10 * (2 * queries + 2 + 26)  # captions of tales have 26 tokens on average
+    policy = policy_of(config.sample, "multimodal_sink", window=3)
+    assert (policy.window, policy.head, policy.tail) == (3, (1, 3), (2, 1))
+
+
+@pytest.mark.parametrize("counts", ["(4,)", "(1,2,3)", "(-1,2)"])
+def test_counts_around_a_mark_are_two(counts):
+    with pytest.raises(UserError, match="two counts are wanted"):
+        load_config(f"{ROOT}/configs/small.py", {"sample.head": counts})

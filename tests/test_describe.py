@@ -80,3 +80,10 @@ def test_a_mesh_that_is_none_is_refused(text):
 
 def test_the_configs_mesh_stands_in():
     assert describe.parse_mesh("", MeshConfig(data=-1, fsdp=4, tensor=2)) == (1, 4, 2)
+
+
+def test_a_tied_table_is_counted_once():
+    from seedstory_jax.config import load_config
+
+    facts = describe.describe(load_config(CONFIGS / "small.py"), (1, 1, 1))
+    assert facts["llama"] == 134_515_008 + 66 * 576  # SmolLM2-135M and the image tokens' rows

@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from seedstory_jax.checkpoints.bases import base_folder
 from seedstory_jax.checkpoints.converted import MANIFEST, read_manifest
 from seedstory_jax.checkpoints.digest import combined, host_sum
 from seedstory_jax.checkpoints.layout import (
@@ -207,7 +208,7 @@ def open_model(folder: Path, which: str = NEWEST) -> StoredModel:
     given = Path(config.data.tokenizer) if config.data.tokenizer else folder / TOKENIZER
     tokenizer = given if given.is_dir() else None
     if tokenizer is None and config.model.base:
-        tokenizer = open_model(Path(config.model.base)).tokenizer
+        tokenizer = open_model(base_folder(config.model.base)).tokenizer
     return StoredModel(config.model, modules, tokenizer)
 
 
@@ -229,15 +230,14 @@ def layers_of(
         for part, reader in _open_stage(workdir / stage, parts, which).items():
             layers.setdefault(part, []).append(reader)
     if model.base:
-        base = Path(model.base)
+        base = base_folder(model.base)
         stored = open_model(base)
         for part in parts:
             trained = {name for reader in layers.get(part, ()) for name in reader.names}
             if part in stored.modules:
                 layers.setdefault(part, []).insert(0, stored.modules[part])
-            elif set(module_shapes(model, part)) - trained:
-                what = "run without a trained" if is_run(base) else "converted model without a"
-                raise UserError(f"model.base={base} is a {what} {part}: choose a base that has one")
+            elif is_run(base) and set(module_shapes(model, part)) - trained:  # a bare language model has no other part
+                raise UserError(f"model.base={base} is a run without a trained {part}: choose a base that has one")
     return layers
 
 

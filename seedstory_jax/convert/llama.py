@@ -59,6 +59,7 @@ def llama_rules(config: LlamaConfig, *, naming: Naming = "published", base_rows:
             "embed_tokens.embedding",
             table,
             template=prefix + "model.embed_tokens.weight",
+            shared=config.tie_word_embeddings,
         ),
         Rule(
             layer + r"(?P<norm>input_layernorm|post_attention_layernorm)" + saved,
@@ -88,7 +89,10 @@ def llama_rules(config: LlamaConfig, *, naming: Naming = "published", base_rows:
     return (
         *rules,
         Rule(head + r"model\.norm" + saved, "norm.scale", template=prefix + "model.norm" + saved_out),
-        Rule(
+        # Of a tied model some files hold the table a second time, under the head's name.
+        Rule(head + r"lm_head" + saved, "embed_tokens.embedding", table, prefix + "lm_head.weight", shared=True)
+        if config.tie_word_embeddings
+        else Rule(
             head + r"lm_head" + saved,
             "lm_head.kernel",
             chained(table, LINEAR),
@@ -117,7 +121,7 @@ def vocabulary_rows(config: LlamaConfig, base_rows: int | None = None) -> Transf
 def llama_config_from_published(model: Mapping[str, Any], peft: Mapping[str, Any] | None = None) -> LlamaConfig:
     """Reads a LLaMA's `config.json` and, where there is one, the `adapter_config.json` (or `peft_config`) beside it.
 
-    Raises UserError for what this model is not: another activation, tied tables, scaled or partial rotary positions,
+    Raises UserError for what this model is not: another activation, scaled or partial rotary positions,
     biases, adapters of another kind or on other layers.
     """
     rope = model.get("rope_parameters") or {}
@@ -128,7 +132,6 @@ def llama_config_from_published(model: Mapping[str, Any], peft: Mapping[str, Any
     heads, width = model["num_attention_heads"], model["hidden_size"]
     refused = {
         f"hidden_act {model.get('hidden_act', 'silu')!r} (only silu)": model.get("hidden_act", "silu") != "silu",
-        "tie_word_embeddings (the head is a table of its own)": model.get("tie_word_embeddings", False),
         f"rope_scaling {scaling or rope}": scaled,
         "rotary positions of a part of each head": (
             rope.get("partial_rotary_factor") or model.get("partial_rotary_factor") or 1.0
@@ -148,6 +151,7 @@ def llama_config_from_published(model: Mapping[str, Any], peft: Mapping[str, Any
         num_kv_heads=model.get("num_key_value_heads") or heads,
         rms_norm_eps=model.get("rms_norm_eps", 1e-6),
         rope_theta=float(rope.get("rope_theta") or model.get("rope_theta") or 1e4),
+        tie_word_embeddings=bool(model.get("tie_word_embeddings", False)),
         lora=None if peft is None else lora_config_from_published(peft),
     )
 
@@ -217,7 +221,7 @@ def llama_config_to_published(config: LlamaConfig, *, max_position_embeddings: i
         "rope_theta": config.rope_theta,
         "max_position_embeddings": max_position_embeddings,
         "hidden_act": "silu",
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": config.tie_word_embeddings,
     }
 
 

@@ -2,12 +2,12 @@
 
 | kind | what it is | told by |
 |---|---|---|
-| llama | Llama-2-7b-hf | `config.json` of a LLaMA |
+| llama | Llama-2-7b-hf, or a LLaMA as GGUF | `config.json` of a LLaMA; `.gguf` |
 | vit | Qwen-VL-Chat, or the extracted `qwen_vit_G.pt` | `visual` in `config.json`; names of a file |
 | unet, vae, scheduler | stable-diffusion-xl-base-1.0 | `model_index.json`, or each part's own config |
 | agent | SEED-X's or SEED-Story's story model | `llm.*` or `input_resampler.*` in a file |
 | detokenizer | SEED-Story's de-tokenizer | `resampler.*` in a file |
-| tokenizer | LLaMA's tokenizer with the image tokens | `<img_00000>` in its files |
+| tokenizer | LLaMA's tokenizer with the image tokens | `<img_00000>` in its files; `.gguf` |
 """
 
 import os
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from seedstory_jax.convert.gguf import open_gguf
 from seedstory_jax.convert.qwen_vit import PREFIX as QWEN_PREFIX
 from seedstory_jax.convert.tensor_files import NO_WEIGHTS, SHARD, Tensors, open_file, unwrapped, weight_files
 from seedstory_jax.errors import UserError
@@ -155,6 +156,9 @@ def _search(folder: Path, found: Found, depth: int) -> None:
         if path.is_dir():
             if depth > 0 and not name.startswith("."):
                 _search(path, found, depth - 1)
+        elif path.suffix == ".gguf":  # it holds the tokenizer, too
+            found["llama"].append(path)
+            found["tokenizer"].append(path)
         elif not shards and path.suffix in (".safetensors", ".bin", ".pt", ".pth") and name not in NO_WEIGHTS:
             _note(path, list(open_file(path)), found)
 
@@ -205,6 +209,11 @@ def kind_of_names(names: Sequence[str]) -> str | None:
 def _open(kind: str, path: Path) -> Source:
     if not path.exists():
         raise UserError(f"no file or folder {path} (given as the source of kind {kind})")
+    if path.suffix == ".gguf":
+        if kind == "tokenizer":
+            return Source(kind, path, (path,))
+        opened = open_gguf(path)
+        return Source(kind, path, (path,), Tensors([opened]), opened.config)
     if kind == "tokenizer":
         files = tuple(path / name for name in TOKENIZER_FILES if (path / name).is_file())
         return Source(kind, path, files)

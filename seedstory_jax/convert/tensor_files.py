@@ -119,10 +119,10 @@ TensorFile = SafetensorsFile | TorchArchive | ArrayFile
 class Tensors(Mapping[str, np.ndarray]):
     """The tensors of one or more files, e.g. of all shards of a model; a name may stand in one of them only."""
 
-    def __init__(self, files: Sequence[TensorFile], keep: Callable[[str], bool] = lambda name: True):
+    def __init__(self, files: Sequence[Any], keep: Callable[[str], bool] = lambda name: True):
         """`keep` filters names (without wrappers' prefixes), e.g. for the part of a larger model that is wanted."""
         self.files = tuple(files)
-        self._where: dict[str, tuple[TensorFile, str]] = {}
+        self._where: dict[str, tuple[Any, str]] = {}
         for file in files:
             for stored in file:
                 name = unwrapped(stored)

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from seedstory_jax.config import ModelConfig
+from seedstory_jax.convert.gguf import open_gguf
 from seedstory_jax.convert.sources import Source
 from seedstory_jax.data.fast_tokenizer import describe, equal_tokenizer
 from seedstory_jax.data.slow_tokenizer import read_slow_tokenizer
@@ -66,3 +67,24 @@ class Tokenizer:
         settings.write_text(
             json.dumps({**names, **said, "tokenizer_class": "PreTrainedTokenizerFast"}, indent=1) + "\n"
         )
+
+
+class GGUFTokenizer:
+    """The tokenizer inside a GGUF file, with the image tokens added."""
+
+    def __init__(self, source: Source):
+        self.file = open_gguf(source.path)
+        self.variant = f"of {source.path.name}, with the image tokens added"
+
+    def complaints(self, folder: Path) -> list[str]:
+        """What is missing in the converted folder's tokenizer."""
+        return [] if (folder / "tokenizer.json").is_file() else ["tokenizer.json: missing"]
+
+    def write(self, folder: Path) -> None:
+        """Writes the new folder."""
+        self.file.write_tokenizer(folder)
+
+
+def tokenizer_of(source: Source, config: ModelConfig) -> Tokenizer | GGUFTokenizer:
+    """The tokenizer of a source of that kind. Raises UserError for one that cannot be read."""
+    return GGUFTokenizer(source) if source.path.suffix == ".gguf" else Tokenizer(source, config)

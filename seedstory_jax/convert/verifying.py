@@ -13,7 +13,7 @@ from seedstory_jax.convert.importing import byte_bar, sources_of, stored
 from seedstory_jax.convert.plan import ModulePlan, plan_modules
 from seedstory_jax.convert.sources import find_sources
 from seedstory_jax.convert.tensor_files import checksum
-from seedstory_jax.convert.tokenizer import Tokenizer
+from seedstory_jax.convert.tokenizer import tokenizer_of
 from seedstory_jax.errors import UserError
 
 
@@ -53,7 +53,7 @@ def verify_model(
         verdicts.append(Verdict("files", len(listed), tuple(changed)))
     plans = plan_modules(config, sources, manifest["dtype"], ignore=manifest.get("ignore", ()))
     for source_of_tokens in (each for each in sources if each.kind == "tokenizer"):
-        complaints = Tokenizer(source_of_tokens, config).complaints(folder / "tokenizer")
+        complaints = tokenizer_of(source_of_tokens, config).complaints(folder / "tokenizer")
         verdicts.append(Verdict("tokenizer", 1, tuple(complaints)))
     planned = {plan.name for plan in plans}
     for name in manifest["modules"]:

@@ -128,7 +128,7 @@ class StoryTokenizer:
         """Raise UserError if a person's text holds one of the tokens that structure a story, or is no Unicode."""
         if any("\ud800" <= letter <= "\udfff" for letter in text):
             raise UserError(f"the text holds half a surrogate pair, it was no UTF-8: {text[:60]!r}")
-        for marker in MARKERS:
+        for marker in (*MARKERS, *self.tokens((self.bos, self.eos))):
             if marker in text:
                 raise UserError(
                     f"the text holds {marker!r}, which marks a story's structure: take it out of {text[:60]!r}"

@@ -123,7 +123,7 @@ class Setup:
         model: the story model.
         tokenizer: its tokenizer.
         generation: settings of generation; `length` is set by the run.
-        window: of policies that have one, where no sweep says otherwise.
+        window, head, tail: of policies that have them, where no sweep says otherwise.
         render: renders images; None generates text only.
         identity: what must be the same when an ablation goes on in a folder: checkpoint, config, seed.
     """
@@ -132,6 +132,8 @@ class Setup:
     tokenizer: object
     generation: GenerationConfig
     window: int = 8
+    head: tuple[int, ...] = (4, 8)
+    tail: tuple[int, ...] = (8, 4)
     render: Render | None = None
     identity: Mapping = None
 
@@ -167,7 +169,7 @@ def generate_runs(
     drawn = len(requests) if drawn is None else drawn
     for run in runs:
         config = replace(setup.generation, length=run.length)
-        policy = run.variant.make(window=setup.window)
+        policy = run.variant.make(window=setup.window, head=setup.head, tail=setup.tail)
         engine = StoryEngine(setup.model, setup.tokenizer, policy, config)
         folder = out / "stories" / run.name
         missing = _missing(folder, requests)

@@ -120,7 +120,7 @@ def read_back(key_path: Path, answer_paths: Sequence[Path]) -> list[Result]:
 
     Raises what `read_answers` raises.
     """
-    key, pairs, people = read_answers(key_path, answer_paths)
+    _, pairs, people = read_answers(key_path, answer_paths)
     return [
         result
         for systems in dict.fromkeys(tuple(sorted((pair.left, pair.right))) for pair in pairs.values())

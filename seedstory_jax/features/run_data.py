@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from seedstory_jax.checkpoints.bases import base_folder
 from seedstory_jax.checkpoints.layout import CACHE, TOKENIZER, WORLD
 from seedstory_jax.config import Config
 from seedstory_jax.data.array_cache import array_path, cached_array, digest
@@ -62,9 +63,13 @@ class RunData:
 
     @cached_property
     def tokenizer(self) -> StoryTokenizer:
-        """The configured tokenizer folder, or the toy's own."""
+        """The configured tokenizer folder, or the base's, or the toy's own."""
         if self.config.data.tokenizer:
             return StoryTokenizer(self.config.data.tokenizer)
+        if self.config.model.base:
+            beside = base_folder(self.config.model.base) / "tokenizer"  # of a converted model
+            if beside.is_dir():
+                return StoryTokenizer(beside)
         return toy_tokenizer(self.workdir / TOKENIZER)
 
     @cached_property

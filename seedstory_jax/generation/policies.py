@@ -14,7 +14,7 @@ of SEED-Story (section 3.3 of the paper); a policy of your own is a frozen datac
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -167,6 +167,13 @@ def make_policy(name: str, **settings) -> Policy:
         if setting not in known:
             raise UserError(f"policy {name!r} has no setting {setting!r}; it has {', '.join(sorted(known))}")
     return POLICIES[name](**settings)
+
+
+def policy_of(sample: Any, name: str, **settings) -> Policy:
+    """`make_policy` with a config's sampling section (`window`, `head`, `tail`) where `settings` say nothing else."""
+    known = {field.name for field in fields(POLICIES[name])} if name in POLICIES else set()
+    given = {each: getattr(sample, each) for each in ("window", "head", "tail") if each in known}
+    return make_policy(name, **(given | settings))
 
 
 def policy_name(policy: Policy) -> str:

@@ -27,6 +27,7 @@ class LlamaConfig:
     Attributes:
         vocab_size: ids a user may see; the tables are padded to `padded_vocab_size`, and the rest is masked.
         num_kv_heads: fewer than num_heads groups the query heads.
+        tie_word_embeddings: the head is the embedding table; the model has no `lm_head` then.
         lora: None gives a model without adapters.
         remat: what the backward pass recomputes, see `layer_stack.scan_layers`.
         unroll: layers written out per scan step; True for all.
@@ -41,6 +42,7 @@ class LlamaConfig:
     num_kv_heads: int = 32
     rms_norm_eps: float = 1e-5
     rope_theta: float = 1e4
+    tie_word_embeddings: bool = False
     lora: LoRAConfig | None = dataclasses.field(default_factory=LoRAConfig)
     remat: str = "none"
     unroll: bool | int = 1
@@ -146,7 +148,7 @@ class LlamaLayer(nnx.Module):
 
 
 class Llama(nnx.Module):
-    """Embedding table, stacked layers, final norm, output head (not tied to the table)."""
+    """Embedding table, stacked layers, final norm, output head (a table of its own, unless the config ties them)."""
 
     def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -157,9 +159,10 @@ class Llama(nnx.Module):
         )
         self.layers = stack_layers(lambda rngs: LlamaLayer(config, rngs=rngs), config.num_layers, rngs)
         self.norm = RMSNorm(d, config.rms_norm_eps, config.dtype)
-        self.lm_head = nnx.Linear(
-            d, v, use_bias=False, dtype=jnp.dtype(config.dtype), param_dtype=jnp.float32, rngs=rngs
-        )
+        if not config.tie_word_embeddings:
+            self.lm_head = nnx.Linear(
+                d, v, use_bias=False, dtype=jnp.dtype(config.dtype), param_dtype=jnp.float32, rngs=rngs
+            )
 
     def embed(self, ids: Int[Array, "b t"]) -> Float[Array, "b t d"]:
         """Token embeddings in the compute dtype."""
@@ -188,8 +191,10 @@ class Llama(nnx.Module):
 
     def logits(self, hidden: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
         """Float32 scores over the padded vocabulary; ids from `vocab_size` on are masked with a large negative."""
-        kernel = self.lm_head.kernel[...].astype(self.norm.dtype)
-        scores = jnp.einsum("btd,dv->btv", hidden, kernel, preferred_element_type=jnp.float32)
+        tied = self.config.tie_word_embeddings
+        kernel = (self.embed_tokens.embedding if tied else self.lm_head.kernel)[...].astype(self.norm.dtype)
+        product = "btd,vd->btv" if tied else "btd,dv->btv"
+        scores = jnp.einsum(product, hidden, kernel, preferred_element_type=jnp.float32)
         real = jnp.arange(self.config.padded_vocab_size) < self.config.vocab_size
         return constrain(jnp.where(real, scores, MASKED_LOGIT), "btv")
 

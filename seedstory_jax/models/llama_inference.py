@@ -88,7 +88,8 @@ class InferenceLlama(nnx.Module):
         self.embed_tokens = llama.embed_tokens
         self.layers = nnx.List(inference_layers(llama))
         self.norm = llama.norm
-        self.lm_head = llama.lm_head
+        if not llama.config.tie_word_embeddings:
+            self.lm_head = llama.lm_head
 
     embed = Llama.embed
     logits = Llama.logits

@@ -13,6 +13,7 @@ from seedstory_jax.checkpoints.load import load_parameters
 from seedstory_jax.checkpoints.readers import check_digest
 from seedstory_jax.config import STAGES as NAMES
 from seedstory_jax.config import Config, differing_keys, from_dict, to_dict
+from seedstory_jax.convert.smollm2 import prepare
 from seedstory_jax.distributed import first_process_first, on_host
 from seedstory_jax.errors import UserError
 from seedstory_jax.features.run_data import RunData
@@ -45,6 +46,7 @@ def train(config: Config, workdir: Path) -> None:
     mesh = make_mesh(config.mesh)
     run_data = RunData(config, workdir)
     with first_process_first("workdir"):
+        prepare(config.model.base)
         workdir.mkdir(parents=True, exist_ok=True)
         check_or_write_config(config, workdir)
         check_tokenizer(config, run_data)

@@ -5,8 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
+from seedstory_jax.checkpoints.converted import write_manifest
 from seedstory_jax.checkpoints.load import load_parameters
+from seedstory_jax.data.text_tokenizer import train_tokenizer
 from seedstory_jax.errors import UserError
+from seedstory_jax.features.run_data import RunData
 from seedstory_jax.models.lora import LoRAConfig
 
 
@@ -32,3 +35,19 @@ def test_a_base_of_another_size_or_without_the_part(micro, trained_workdir, tmp_
     (tmp_path / "run" / "config.json").write_text((trained_workdir / "config.json").read_text())
     with pytest.raises(UserError, match=r"holds no checkpoint yet"):
         load_parameters(dataclasses.replace(micro.model, base=str(tmp_path / "run")), ("vit",), tmp_path, seed=0)
+
+
+def test_a_base_that_is_a_language_model_alone(micro, tmp_path):
+    """It speaks of no other part, and brings its own tokenizer."""
+    base = tmp_path / "lm"
+    base.mkdir()
+    write_manifest(base, {"modules": {"story": {}}})
+    model = dataclasses.replace(micro.model, base=str(base))
+    with pytest.raises(UserError, match="has no trained vae"):
+        load_parameters(model, ("vae",), tmp_path, seed=0)
+    without = load_parameters(dataclasses.replace(model, base=""), ("vae",), tmp_path, seed=0, may_be_random=("vae",))
+    for name, value in load_parameters(model, ("vae",), tmp_path, seed=0, may_be_random=("vae",)).items():
+        np.testing.assert_array_equal(value, without[name])
+    train_tokenizer(["A fox and a bear."], base / "tokenizer")
+    config = dataclasses.replace(micro, model=model, data=dataclasses.replace(micro.data, tokenizer=""))
+    assert RunData(config, tmp_path).tokenizer.folder == base / "tokenizer"

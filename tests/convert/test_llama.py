@@ -34,6 +34,7 @@ GEOMETRIES = [
     dataclasses.replace(TINY, lora=None),
     dataclasses.replace(TINY, lora=None, hidden_size=24, num_heads=3, num_kv_heads=1, num_layers=3, rms_norm_eps=1e-3),
     dataclasses.replace(TINY, lora=None, vocab_size=130, num_kv_heads=4, rope_theta=500.0),
+    dataclasses.replace(TINY, lora=None, vocab_size=130, rope_theta=1e5, tie_word_embeddings=True),
 ]
 PEFT = {
     "r": 3,
@@ -123,7 +124,7 @@ def close(ours, reference):
     assert np.linalg.norm(ours - reference) <= 1e-4 * np.linalg.norm(reference)
 
 
-@pytest.mark.parametrize("config", GEOMETRIES, ids=["grouped", "one kv head", "full heads"])
+@pytest.mark.parametrize("config", GEOMETRIES, ids=["grouped", "one kv head", "full heads", "tied"])
 def test_plain_names_and_numbers_are_those_of_transformers(config):
     model = torch_llama(config)
     tensors = arrays(model)
@@ -131,9 +132,27 @@ def test_plain_names_and_numbers_are_those_of_transformers(config):
     llama = loaded(config, tensors)
     close(logits(llama, ids_for(config)), torch_logits(model, ids_for(config)))
     exported = export_tensors(llama, llama_rules(config, naming="plain"))
-    assert exported.keys() == tensors.keys()
-    for name, tensor in tensors.items():
-        np.testing.assert_array_equal(exported[name], tensor)
+    # torch lists a tied table twice
+    assert tensors.keys() - exported.keys() == ({"lm_head.weight"} if config.tie_word_embeddings else set())
+    for name, tensor in exported.items():
+        np.testing.assert_array_equal(tensor, tensors[name])
+
+
+@pytest.mark.parametrize("naming", ["plain", "published", "peft"])
+def test_a_tied_table_is_written_once_and_read_under_either_name(naming):
+    config = dataclasses.replace(TINY, tie_word_embeddings=True, lora=None if naming == "plain" else TINY.lora)
+    llama = random(config)
+    tensors = export_tensors(llama, llama_rules(config, naming=naming))
+    assert not any("lm_head" in name for name in tensors)
+    table = next(name for name in tensors if "embed_tokens" in name)
+    head = table.replace("model.embed_tokens", "lm_head")
+    for given in (tensors, {head if name == table else name: tensor for name, tensor in tensors.items()}):
+        again = export_tensors(loaded(config, given), llama_rules(config, naming=naming))
+        assert again.keys() == tensors.keys()
+        for name, tensor in tensors.items():
+            np.testing.assert_array_equal(again[name], tensor)
+    with pytest.raises(UserError, match="1 missing"):
+        loaded(config, {name: tensor for name, tensor in tensors.items() if name != table})
 
 
 @peft_warnings
@@ -225,7 +244,6 @@ def test_a_shorter_vocabulary_is_welcome_only_when_announced():
     ("changes", "words"),
     [
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
-        ({"tie_word_embeddings": True}, "tie_word_embeddings"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling"),
         ({"rope_parameters": {"rope_type": "llama3"}}, "rope_scaling"),
         ({"attention_bias": True}, "biases"),

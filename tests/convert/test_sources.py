@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from seedstory_jax.checkpoints.converted import ModuleReader
+from seedstory_jax.checkpoints.readers import StoreReader
 from seedstory_jax.convert.importing import import_model, summary
 from seedstory_jax.convert.rules import WeightsError
 from seedstory_jax.convert.sources import Found, find_sources
@@ -38,7 +38,7 @@ def wanted(published, tmp_path_factory):
     """The story model as it comes out of the published names."""
     out = tmp_path_factory.mktemp("wanted") / "model"
     import_model(published.root / "agent", out, published.config)
-    return ModuleReader(out / "story")
+    return StoreReader(out / "story")
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "llm->llm._orig_mod"])
@@ -49,7 +49,7 @@ def test_wrappers_prefixes_change_nothing(published, wanted, tree, tmp_path, pre
     torch.save(state, tree / "pytorch_model.bin")
     manifest = import_model(tree, tmp_path / "model", published.config)
     assert manifest["modules"]["story"]["fresh"] == []
-    ours = ModuleReader(tmp_path / "model" / "story")
+    ours = StoreReader(tmp_path / "model" / "story")
     for path in wanted.names:
         np.testing.assert_array_equal(ours.read(path), wanted.read(path), strict=True)
 
@@ -86,7 +86,7 @@ def test_constants_may_be_surplus_or_missing(published, wanted, tree, tmp_path):
     torch.save({**state, **surplus, "patch_pos_embed": torch.ones(4, 8)}, tree / "agent.bin")
     manifest = import_model(tree, tmp_path / "model", published.config)
     assert len(tables) == 2 and manifest["modules"]["story"]["fresh"] == []
-    ours = ModuleReader(tmp_path / "model" / "story")
+    ours = StoreReader(tmp_path / "model" / "story")
     from seedstory_jax.models.resampler import sincos_2d
 
     for part in ("input_resampler", "output_resampler"):

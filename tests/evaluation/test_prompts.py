@@ -9,7 +9,7 @@ from PIL import Image
 
 from seedstory_jax.data.storystream import StoryDataset
 from seedstory_jax.errors import UserError
-from seedstory_jax.evaluation.prompts import beginnings
+from seedstory_jax.evaluation.prompts import prompts_of
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_each_story_has_its_own_given_turns(dataset):
         encode=lambda pictures: np.array([[[red(picture)]] for picture in pictures], np.float32),
         run_data=SimpleNamespace(pixel_transform=transform),
     )
-    requests = beginnings(system, dataset, 0, visualize=True)
+    requests = prompts_of(system, dataset, 0, visualize=True)
     assert [request.name for request in requests] == ["0", "1", "2"]
     for number, request in enumerate(requests):
         turns = [(request.text, request.image_features, request.picture)]
@@ -44,6 +44,6 @@ def test_each_story_has_its_own_given_turns(dataset):
         for k, (text, features, picture) in enumerate(turns):
             assert text == f"story {number}, turn {k}" and features.item() == red(picture) == 40 * number + k
         assert request.captions == (*(f"story {number}, turn {k}" for k in range(len(turns), 4)), "end")
-    assert all(request.captions == () for request in beginnings(system, dataset, 2))
+    assert all(request.captions == () for request in prompts_of(system, dataset, 2))
     with pytest.raises(UserError, match="only 3 stories"):
-        beginnings(system, dataset, 4)
+        prompts_of(system, dataset, 4)

@@ -82,6 +82,17 @@ def test_llama_forward(lora):
     close(flops.llama_forward(config, length, scored=length), xla)
 
 
+def test_a_tied_table_costs_what_a_head_costs():
+    config, length = dataclasses.replace(LLAMA, lora=None, tie_word_embeddings=True), 64
+
+    def call(llama, ids, positions, mask):
+        return llama.logits(llama(llama.embed(ids), positions, mask))
+
+    ids = of(1, length, dtype=jnp.int32)
+    xla = counted(lambda rngs: Llama(config, rngs=rngs), call, ids, ids, of(1, length, length, dtype=jnp.bool_))
+    close(flops.llama_forward(config, length, scored=length), xla)
+
+
 def test_llama_extend():
     tokens, slots = 32, 128
     config = dataclasses.replace(LLAMA, lora=None)

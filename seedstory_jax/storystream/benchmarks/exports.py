@@ -12,10 +12,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from seedstory_jax.convert.importing import new_folder
 from seedstory_jax.data.images import open_image
 from seedstory_jax.data.storystream import Story
 from seedstory_jax.errors import UserError
+from seedstory_jax.files import atomic_folder
 from seedstory_jax.storystream.benchmarks import format_of
 from seedstory_jax.storystream.benchmarks.story_set import STORIES, read_json, read_set, safe_name
 
@@ -123,7 +123,7 @@ def export_benchmark(
         raise UserError(f"{folder} exists and is left as it is: name another --mode, --time or --out")
     missing = [story.id for story, _ in lines if story.id not in {one.name for one in exports}]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with new_folder(folder) as beside:
+    with atomic_folder(folder) as beside:
         module.write(exports, beside, target)
         manifest = {
             "format": name,

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from seedstory_jax.convert.importing import new_folder
 from seedstory_jax.data.images import open_image
 from seedstory_jax.data.storystream import Story
 from seedstory_jax.errors import UserError
+from seedstory_jax.files import atomic_folder
 from seedstory_jax.storystream.lines import stories, write_jsonl
 
 STORIES, SKIPPED, IMAGES = "stories.jsonl", "skipped.jsonl", "images"
@@ -109,7 +109,7 @@ def write_set(items: Iterable[Item | Skipped], out: Path, *, max_words: int = MA
     skipped: list[Skipped] = []
     cut = longest = written = 0
     names: set[str] = set()
-    with new_folder(out) as folder:
+    with atomic_folder(out) as folder:
 
         def lines() -> Iterator[dict]:
             nonlocal cut, longest, written

@@ -51,7 +51,7 @@ def top_level_imports(path: Path) -> set[str]:
 
 OURS = {"seedstory-jax", "benchmarks", "conftest"}
 RUN = ("seedstory_jax", "configs", "train.py", "sample.py")
-OPTIONAL = declared("convert", "judge", "eval", "fid", "wandb")
+OPTIONAL = declared(*(set(EXTRAS) - {"gpu", "tpu", "test", "oracles"}))
 
 
 def test_every_import_of_the_package_is_declared():

@@ -9,10 +9,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from seedstory_jax.data.storystream import iter_lines
 from seedstory_jax.errors import UserError
 from seedstory_jax.storystream.benchmarks.exports import Export, Target, save_picture
 from seedstory_jax.storystream.benchmarks.story_set import Item, Options, Skipped, below, given_turns, wanted
-from seedstory_jax.storystream.lines import numbered_lines
 
 TASKS = ("Storybook Completion", "Story Writ", "Fiction Writing")  # the data spells it "Story Writting"
 BEGIN = re.compile(r"^.*?<BEGIN>", re.DOTALL)  # what stands before it asks for a task and is no part of the story
@@ -27,7 +27,7 @@ def read(folder: Path, options: Options) -> Iterator[Item | Skipped]:
     if not files:
         raise UserError(f"{folder} holds no OpenING: give the folder of test_data.jsonl and images/")
     for file in files:
-        for number, line in numbered_lines(file):
+        for number, line in iter_lines(file):
             try:
                 data = json.loads(line or b"")
                 task = str(data["subtask_name"])

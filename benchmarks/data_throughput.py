@@ -22,9 +22,9 @@ from PIL import Image
 from seedstory_jax.data.images import CLIP_MEAN, CLIP_STD, ImageTransform, crop_offset, short_side_to
 from seedstory_jax.data.pipeline import ExampleSource, Plan, batches
 from seedstory_jax.data.sources import JsonlSource
-from seedstory_jax.data.text_tokenizer import toy_tokenizer
 from seedstory_jax.data.token_rows import SequenceConfig
 from seedstory_jax.storystream.lines import write_jsonl
+from seedstory_jax.toy.tokenizer import toy_tokenizer
 from seedstory_jax.toy.world import caption_of, make_story, render_frame
 
 WIDTH, HEIGHT = 854, 480

@@ -1,4 +1,4 @@
-"""Words to numbers: any Hugging Face tokenizer folder that knows image tokens, and the toy's own.
+"""Words to numbers: any Hugging Face tokenizer folder that knows image tokens.
 
 The image tokens are `<img>`, `</img>` and `<img_00000>`, `<img_00001>` and on: 64 in the published tokenizer, in others
 as many as there are. Their numbers are asked of the tokenizer: nothing relies on their order.
@@ -224,11 +224,3 @@ def train_tokenizer(
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(beside, folder)
     return StoryTokenizer(folder)
-
-
-def toy_tokenizer(folder: Path | str) -> StoryTokenizer:
-    """The toy world's tokenizer, trained on captions of both series where the folder does not exist yet."""
-    from seedstory_jax.toy.world import toy_captions
-
-    folder = Path(folder)
-    return StoryTokenizer(folder) if folder.exists() else train_tokenizer(toy_captions(), folder)

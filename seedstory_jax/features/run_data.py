@@ -17,7 +17,7 @@ from seedstory_jax.data.array_cache import array_path, cached_array, digest
 from seedstory_jax.data.images import ImageTransform
 from seedstory_jax.data.sources import JoinedSource, open_source
 from seedstory_jax.data.storystream import StoryDataset
-from seedstory_jax.data.text_tokenizer import StoryTokenizer, toy_tokenizer
+from seedstory_jax.data.text_tokenizer import StoryTokenizer
 from seedstory_jax.errors import UserError
 from seedstory_jax.features.cache import (
     CachedEncodings,
@@ -28,6 +28,7 @@ from seedstory_jax.features.cache import (
     write_cache,
 )
 from seedstory_jax.models.parameters import Parameters
+from seedstory_jax.toy.tokenizer import toy_tokenizer
 from seedstory_jax.toy.world import CASTS, build_toy_world
 
 VALIDATION = "val"

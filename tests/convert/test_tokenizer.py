@@ -16,7 +16,7 @@ from seedstory_jax.data.slow_tokenizer import read_slow_tokenizer
 from seedstory_jax.data.text_tokenizer import StoryTokenizer, train_tokenizer
 from seedstory_jax.errors import UserError
 
-HERE = Path(__file__).resolve().parents[1] / "data" / "fixtures" / "slow_tokenizers"
+HERE = Path(__file__).resolve().parents[1] / "data" / "slow_tokenizers"
 _spec = importlib.util.spec_from_file_location("make_slow_tokenizers", HERE / "make.py")
 make = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(make)

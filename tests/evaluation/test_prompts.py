@@ -38,8 +38,8 @@ def test_each_story_has_its_own_given_turns(dataset):
     requests = prompts_of(system, dataset, 0, visualize=True)
     assert [request.name for request in requests] == ["0", "1", "2"]
     for number, request in enumerate(requests):
-        turns = [(request.text, request.image_features, request.picture)]
-        turns += [(turn.text, turn.image_features, turn.picture) for turn in request.given]
+        turns = [(request.text, request.image_features, request.image)]
+        turns += [(turn.text, turn.image_features, turn.image) for turn in request.given]
         assert len(turns) == (1, 3, 2)[number] and request.number == number
         for k, (text, features, picture) in enumerate(turns):
             assert text == f"story {number}, turn {k}" and features.item() == red(picture) == 40 * number + k

@@ -55,7 +55,7 @@ def test_no_picture_outside_the_folder_is_followed(tmp_path, story_dir, image):
         ('{"frames": [{"text": "a", "image": 3}]}', "must be a file name"),
         ('{"frames": [{"text": "a", "image": "gone.png"}]}', "does not exist"),
         ('{"frames": [{"text": "a", "image": "story.json"}]}', "not a picture"),
-        ('{"frames": [{"text": "a", "image": "."}]}', "is no file"),
+        ('{"frames": [{"text": "a", "image": "."}]}', "is no regular file"),
         ("\xff", "no JSON"),
         (json.dumps({"frames": [{"text": "a"}] * 2001}), "more than 2,000"),
         (json.dumps({"frames": [{"text": "a" * 10_001}]}), "more than 10,000"),

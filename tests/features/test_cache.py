@@ -97,13 +97,13 @@ def test_a_stale_cache_is_refused_with_both_hashes_and_the_command(config, train
     other = {name: value + 0.5 for name, value in parameters.items()}
     new = Encoder(config, "squash").stamp(other)["weights"]
     with pytest.raises(UserError, match=rf"vit's weights has the hash {old}, this run's {new}.*storystream features"):
-        RunData(changed, workdir).rows("squash", other)
+        RunData(changed, workdir).encodings("squash", other)
     resampled = dataclasses.replace(changed, data=dataclasses.replace(changed.data, resample="bilinear"))
     with pytest.raises(UserError, match=r"vit's transform has the hash .*--kinds=squash"):
-        RunData(resampled, workdir).rows("squash", parameters)
+        RunData(resampled, workdir).encodings("squash", parameters)
     empty = dataclasses.replace(changed, data=dataclasses.replace(changed.data, features=str(tmp_path)))
     with pytest.raises(UserError, match=r"holds no squash features"):
-        RunData(empty, workdir).rows("squash", parameters)
+        RunData(empty, workdir).encodings("squash", parameters)
 
 
 def test_pictures_that_cannot_be_read_are_told_and_replaced(config, trained_workdir, tmp_path):
@@ -135,7 +135,7 @@ def test_pictures_decoded_for_one_use_serve_the_others(config, trained_workdir, 
     workdir = with_features(config, trained_workdir, tmp_path, "")[1]
     parameters = load_parameters(config.model, ("vit", "vae"), trained_workdir, seed=0)
     kinds = ("crop", "moments")
-    wanted = {kind: RunData(config, workdir).rows(kind, parameters).read(np.arange(9)) for kind in kinds}
+    wanted = {kind: RunData(config, workdir).encodings(kind, parameters).read(np.arange(9)) for kind in kinds}
     shutil.rmtree(workdir / "cache")
     run_data = RunData(config, workdir)
     run_data.pictures(run_data.pixel_transform)

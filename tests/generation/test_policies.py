@@ -1,6 +1,5 @@
 """Keep masks a reader can check by eye: one row of characters a story, one column a slot."""
 
-import json
 from dataclasses import dataclass
 
 import jax
@@ -20,7 +19,6 @@ from seedstory_jax.generation.policies import (
     split_policy,
 )
 from seedstory_jax.models.kv_buffer import EMPTY, Kind, SlotMetadata
-from seedstory_jax.parity.generation import sink_indices
 
 LETTERS = {"s": Kind.BOS, "t": Kind.TEXT, "(": Kind.BOI, "q": Kind.QUERY, ")": Kind.EOI}
 STORY = "sttt(qqqqqq) ttt(qqqqqq) tt(qqqqqq) tttt(qqqqqq) .."
@@ -125,14 +123,3 @@ def test_numbers_are_arguments_of_a_compiled_program():
 def test_what_cannot_be_is_refused(name, settings, words):
     with pytest.raises(UserError, match=words):
         make_policy(name, **settings)
-
-
-def test_published_positions(fixtures_dir):
-    """The tokens that the released scripts mean to keep, and those that they prefill again."""
-    folder = fixtures_dir / "sink_indices"
-    config = json.loads((folder / "config.json").read_text())
-    expected = np.load(folder / "outputs.npz")
-    kept = sink_indices(folder, config, dict(np.load(folder / "inputs.npz")), {})
-    assert len(kept) == 24
-    for name, tokens in kept.items():
-        np.testing.assert_array_equal(tokens, expected[name], err_msg=name)

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from seedstory_jax.checkpoints import parts
+from seedstory_jax.checkpoints import load, parts
 from seedstory_jax.config import load_config, to_dict
 from seedstory_jax.data.array_cache import open_array
 from seedstory_jax.errors import UserError
@@ -19,7 +19,7 @@ def workdir(tmp_path, monkeypatch, request):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(json.dumps(to_dict(config)))
     random = parts.random_parameters(config.model, "vit", 0)
-    monkeypatch.setattr(parts, "load_parameters", lambda *args, **options: random)
+    monkeypatch.setattr(load, "load_parameters", lambda *args, **options: random)
     return tmp_path / "run"
 
 

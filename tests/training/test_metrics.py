@@ -63,7 +63,7 @@ def test_wandb_gets_numbers_rates_and_pictures(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", Wandb())
     log = MetricsLog(tmp_path, "story", 0, WatchConfig(wandb_project="stories"))
     log.write(1, {"loss": 2.0}, 0.5, {"mfu": 0.4})
-    log.picture(1, "", np.zeros((4, 6, 3), np.uint8))
+    log.image(1, "", np.zeros((4, 6, 3), np.uint8))
     log.close()
     assert seen == [
         "stories",

@@ -53,7 +53,7 @@ def test_a_trained_model_in_between(trained_workdir, mock, tmp_path):
     flags = [f"--workdir={trained_workdir}", f"--stories={tmp_path / 'set' / 'stories.jsonl'}", "--length=4"]
     assert program.main([*flags, "--mode=visualize", "--batch=2", f"--out={tmp_path / 'generated'}"]) == 0
     told = json.loads((tmp_path / "generated" / "02" / "story.json").read_text())
-    assert [turn["source"] for turn in told["frames"]] == ["prompt", "prompt", "generated", "generated"]
+    assert [turn["source"] for turn in told["frames"]] == ["prompt", "prompt", "caption", "caption"]
     assert [turn["text"] for turn in told["frames"]][2:] == captions[:2]
     out = ["export", "vistorybench", str(tmp_path / "generated"), f"--set={tmp_path / 'set'}"]
     assert main([*out, f"--out={tmp_path / 'out'}", "--time=20260101_000000"]) == 0

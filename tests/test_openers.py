@@ -17,6 +17,7 @@ RULES = {
         r"\.read_bytes\(",
         {
             "data/names.py",
+            "data/slow_tokenizer.py",  # of a folder that the user names
             "convert/sources.py",  # a published folder's files, by names of its own
             "storystream/build/subtitles.py",  # beside a video that the user names
             "storystream/build/pipeline.py",  # pictures that were opened before

@@ -128,5 +128,5 @@ def test_config_refuses():
 
 def test_more_image_tokens_than_the_tokenizer_has_are_refused(tokenizer):
     check_tokens(SequenceConfig(num_image_tokens=64), tokenizer)
-    with pytest.raises(UserError, match="81 image tokens are configured, the tokenizer in .* has 64"):
+    with pytest.raises(UserError, match=r"81 image tokens are configured, the tokenizer in .* has 64"):
         check_tokens(SequenceConfig(num_image_tokens=81), tokenizer)

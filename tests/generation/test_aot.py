@@ -33,7 +33,10 @@ def test_full_size_lowers_from_shapes_alone():
     assert sum(math.prod(one.shape) * one.dtype.itemsize for one in kv) == 1_073_741_824  # bytes for fifty images
 
 
-@pytest.mark.parametrize("name", ["decode_text", "evict"])
+LAYER_BY_LAYER = pytest.mark.skipif(jax.__version_info__ < (0, 12), reason="older versions move all layers at once")
+
+
+@pytest.mark.parametrize("name", ["decode_text", pytest.param("evict", marks=LAYER_BY_LAYER)])
 def test_what_is_lowered_compiles_and_updates_in_place(name, story_model, tokenizer):
     engine = StoryEngine(
         story_model, tokenizer, MultimodalSink(window=2), GenerationConfig(length=8, max_text_tokens=6)

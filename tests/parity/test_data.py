@@ -89,9 +89,9 @@ def test_the_published_row_is_ours_but_for_the_labels_place(tmp_path):
     captions = ["a b", "c", "d a"]
     sizes = {"input_tokens": 2, "output_tokens": 2}
     released = released_row(tokenizer, captions, **sizes, max_length=24)
-    first, later = encode_turns(tokenizer, captions)
     config = SequenceConfig(num_image_tokens=2, max_tokens=24, max_images=3)
-    ours = story_row(tokenizer, first[0], later[1:], config)
+    first, later = encode_turns(tokenizer, captions, config).row([0, 1, 2])
+    ours = story_row(tokenizer, first, later, config)
     assert released.ids.tolist() == ours["ids"].tolist()
     assert released.labels[1:].tolist() == ours["labels"][:-1].tolist()
     assert (released.ids_cmp_mask == (ours["image_slot"] >= 0)).all()

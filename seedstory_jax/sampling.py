@@ -196,9 +196,9 @@ def requests_of(
 
 
 def _overridden(config: Config, overrides: Mapping[str, str]) -> Config:
-    for key, text in overrides.items():
+    for key in overrides:
         if not key.startswith("sample."):
             raise UserError(f"--config.{key}: without --config only sample.* keys can be changed")
-        config = override(config, key, text)
+    config = override(config, overrides)
     check(config)
     return config

@@ -73,7 +73,7 @@ class ToyWorldConfig:
 
     stories: Natural = 0  # training stories to generate
     validation_stories: Natural = 0  # held-out stories to generate
-    series: Natural = 0  # which cartoon: another number has other characters and places
+    series: Annotated[int, Limit(at_least=0, at_most=1)] = 0  # which of the two casts the stories have
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class StageConfig:
     init_from: str = "previous"  # "previous" stages of the workdir, "none" (random), or another workdir
     save_every: Positive = 500  # steps between checkpoints
     keep: Positive = 2  # checkpoints
-    log_every: Positive = 1  # steps between lines of the log
+    log_every: Positive = 1  # has no effect: every step has its line in metrics.jsonl
     preview_every: Natural = 0  # pictures along the way; 0 draws them at the end only
     # Steps between losses on the held-out stories; the best one's checkpoint is kept; 0 never.
     eval_every: Natural = 0
@@ -187,7 +187,7 @@ class SampleConfig:
     batch_size: Positive = 8  # frames a device draws at a time
     max_text_tokens: Positive = 128  # of one caption
     window: Positive = 8  # newest sequences that window policies keep
-    head: tuple[Natural, ...] = (4, 8)  # tokens of an evicted picture that the multimodal sink keeps before, from `<img>`
+    head: tuple[Natural, ...] = (4, 8)  # tokens of an evicted picture that the sink keeps before and from `<img>`
     tail: tuple[Natural, ...] = (8, 4)  # tokens that it keeps before `</img>`, and from there on
     temperature: NonNegative = 0.0  # 0 is greedy, as published
     top_p: Annotated[float, Limit(above=0, at_most=1)] = 1.0  # nucleus: share of the probability that is sampled from

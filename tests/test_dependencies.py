@@ -75,7 +75,9 @@ def test_what_an_extra_brings_is_imported_where_it_is_needed(path):
     assert not top_level_imports(path) & (OPTIONAL - REQUIRED)
 
 
-@pytest.mark.parametrize(("lock", "extras"), [("runtime", ("test", "book", "small")), ("dev", ("test", "book", "small", "eval", "oracles"))])
+@pytest.mark.parametrize(
+    ("lock", "extras"), [("runtime", ("test", "book", "small")), ("dev", ("test", "book", "small", "eval", "oracles"))]
+)
 def test_locks_hold_what_is_declared_and_no_torch(lock, extras):
     lines = (ROOT / "requirements" / f"{lock}.txt").read_text().splitlines()
     pinned = {package(line) for line in lines if re.match(r"\w", line)}

@@ -8,6 +8,7 @@ import dataclasses
 import inspect
 import re
 import textwrap
+import types
 import typing
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +18,7 @@ from seedstory_jax.limits import limits, marked_hints
 
 HEAD = """# Every key of a config
 
-`--config.KEY=VALUE` sets a key from the command line of `train.py` and others; a config file sets it as in `configs/toy.py`.
+`--config.KEY=VALUE` sets a key from the command line; a config file sets it as `configs/toy.py` does.
 Defaults are the published sizes. All keys given are applied together and then checked; numbers must be finite.
 
 This page is made by `python -m seedstory_jax.config_docs > docs/config.md`.
@@ -54,16 +55,18 @@ def _own_meanings(cls: type) -> dict[str, str]:
 
 def rows(config: Any, path: str = "") -> Iterator[tuple[str, str, str, str]]:
     """(key, type and limits, default, meaning) of every leaf below a dataclass; "" for a meaning that nobody wrote."""
-    said, types = meanings(type(config)), typing.get_type_hints(type(config))
+    said, hints = meanings(type(config)), typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value, key = getattr(config, field.name), f"{path}{field.name}"
         if dataclasses.is_dataclass(value):
             yield from rows(value, f"{key}.")
             continue
-        hint = types[field.name]
-        kind = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+        hint = hints[field.name]
+        options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+        kind = " or ".join(str(option) if typing.get_args(option) else option.__name__ for option in options)
+        kind = kind.replace("NoneType", "None")
         limit = "; ".join(map(str, limits(marked_hints(type(config))[field.name])))
-        yield key, f"{kind}: {limit}" if limit else kind, repr(value), said.get(field.name, "")
+        yield key, f"{kind}: {limit}" if limit else kind, repr(value), said.get(field.name, "").rstrip(".")
 
 
 def page() -> str:

@@ -22,13 +22,13 @@ from seedstory_jax.errors import UserError
 class Limit:
     """The range of a number; `otherwise` is one value outside it that has a meaning of its own."""
 
-    at_least: float | None = None
-    above: float | None = None
-    at_most: float | None = None
-    below: float | None = None
+    at_least: int | float | None = None
+    above: int | float | None = None
+    at_most: int | float | None = None
+    below: int | float | None = None
     otherwise: int | None = None
 
-    def holds(self, value: float) -> bool:
+    def holds(self, value: int | float) -> bool:
         """Whether `value` may be used; never true of nan."""
         return value == self.otherwise or (
             not math.isnan(value)

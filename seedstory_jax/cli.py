@@ -15,6 +15,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        self.register("type", Path, _given_path)
 
     def error(self, message: str) -> NoReturn:
         """Raises instead of printing the usage."""
@@ -41,6 +42,13 @@ class Parser(argparse.ArgumentParser):
             name = unknown[0].partition("=")[0]
             raise UserError(f"unknown flag {name!r}: {nearest(name, flags)}")
         return known, overrides
+
+
+def _given_path(text: str) -> Path:
+    """A flag's path; `Path("")` would be the current folder, which an empty variable in a script does not mean."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty; name a file or folder, or '.' for the current folder")
+    return Path(text)
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:

@@ -11,12 +11,26 @@ import importlib.util
 import json
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from seedstory_jax.errors import UserError, nearest
+from seedstory_jax.limits import (
+    AboveZero,
+    BelowOne,
+    Floating,
+    Limit,
+    Natural,
+    NonNegative,
+    OneOf,
+    Positive,
+    Seed,
+    check_limits,
+    check_value,
+    marked_hints,
+)
 from seedstory_jax.models.qwen_vit import QwenViTConfig
 from seedstory_jax.models.sdxl.detokenizer import DetokenizerConfig
 from seedstory_jax.models.sdxl.noise_schedule import SchedulerConfig
@@ -35,28 +49,31 @@ class ModelConfig:
     detokenizer: DetokenizerConfig = DetokenizerConfig()
     vae: VAEConfig = VAEConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
-    image_size: int = 1024  # side of the drawn pictures, pixels
+    image_size: Positive = 1024  # side of the drawn pictures, pixels
     base: str = ""  # folder of converted weights, or "smollm2" (convert.smollm2); "" starts from random ones
     # Storage dtype of weights that the running stage does not train.
-    frozen_dtype: str = "bfloat16"
+    frozen_dtype: Floating = "bfloat16"
+
+
+Axis = Annotated[int, Limit(at_least=1, otherwise=-1)]
 
 
 @dataclass(frozen=True)
 class MeshConfig:
     """Devices along each mesh axis; -1 takes what the others leave."""
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    data: Axis = -1  # devices that share a batch's rows
+    fsdp: Axis = 1  # devices that share a batch's rows and split weights and optimizer between them
+    tensor: Axis = 1  # devices that split every layer between them
 
 
 @dataclass(frozen=True)
 class ToyWorldConfig:
     """The generated cartoon that stands in for a dataset; `stories = 0` means that the folder must exist."""
 
-    stories: int = 0
-    validation_stories: int = 0
-    series: int = 0
+    stories: Natural = 0  # training stories to generate
+    validation_stories: Natural = 0  # held-out stories to generate
+    series: Annotated[int, Limit(at_least=0, at_most=1)] = 0  # which of the two casts the stories have
 
 
 @dataclass(frozen=True)
@@ -64,57 +81,60 @@ class DataConfig:
     """Where stories come from.
 
     folder: StoryStream files, a TFDS folder, or several with commas between; "" is the toy world in the workdir.
+    weights: share of the rows that each folder gets, by default as many as it has; an epoch is each folder's own.
     features: where stages get the frozen ViT's features and the VAE's moments: "workdir" computes them once into the
         workdir, "online" in every step (as published), else the folder that `storystream features` wrote (one for each
         `folder`, with commas between).
     features_dtype: in which "workdir" keeps them.
-    weights: share of the rows that each folder gets, by default as many as it has; an epoch is each folder's own.
     workers: processes that read batches ahead (0: threads); batches are the same for any number.
+    tokenizer: folder or file of the tokenizer; "" is the base's own, or one made of the toy world's captions.
     """
 
     folder: str = ""
-    weights: tuple[float, ...] = ()
+    weights: tuple[AboveZero, ...] = ()
     features: str = "workdir"
-    features_dtype: str = "float32"
-    workers: int = 0
+    features_dtype: Floating = "float32"
+    workers: Natural = 0
     tokenizer: str = ""
     toy_world: ToyWorldConfig = ToyWorldConfig()
     resample: str = ""  # pictures' resampling instead of the published one; "box" gives enlarged pixel art back exactly
-    max_bad: int = 100  # unreadable stories replaced before a run stops
+    max_bad: Natural = 100  # unreadable stories replaced before a run stops
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Warm-up and cosine decay; the defaults are the published story stage's. `name`: "adamw", or "muon"."""
+    """Warm-up and cosine decay; the defaults are the published story stage's."""
 
-    name: str = "adamw"
-    learning_rate: float = 1e-4
-    b1: float = 0.9
-    b2: float = 0.98
-    eps: float = 1e-6
-    weight_decay: float = 0.05
-    warmup_steps: int = 100
-    final_fraction: float = 0.05  # of the peak learning rate at the last step
-    clip_norm: float = 1.0
-    accumulation: int = 1  # micro-batches a step
-    adam_scale: float = 1.0  # learning rate of what Muon leaves to AdamW, in shares of the matrices'
+    name: Annotated[str, OneOf(("adamw", "muon"))] = "adamw"  # Muon takes the matrices and leaves the rest to AdamW
+    learning_rate: NonNegative = 1e-4  # peak, which the warm-up ends at
+    b1: BelowOne = 0.9  # decay of AdamW's mean of gradients
+    b2: BelowOne = 0.98  # decay of AdamW's mean of squared gradients
+    eps: AboveZero = 1e-6  # added to AdamW's denominator
+    weight_decay: NonNegative = 0.05  # share of a weight taken off in a step, times the learning rate
+    warmup_steps: Natural = 100  # steps of linear warm-up
+    final_fraction: Annotated[float, Limit(at_least=0, at_most=1)] = 0.05  # of the peak learning rate at the last step
+    clip_norm: AboveZero = 1.0  # largest norm of all gradients together; larger ones are scaled down to it
+    accumulation: Positive = 1  # micro-batches a step
+    adam_scale: NonNegative = 1.0  # learning rate of what Muon leaves to AdamW, in shares of the matrices'
 
 
 @dataclass(frozen=True)
 class StageConfig:
-    """What every stage has. `init_from`: "previous" stages of the workdir, "none" (random), or another workdir."""
+    """What every stage has."""
 
-    steps: int = 0
-    batch_size: int = 8
-    trainable: str = "released"
-    init_from: str = "previous"
-    save_every: int = 500
-    keep: int = 2  # checkpoints
-    log_every: int = 1
-    preview_every: int = 0  # pictures along the way; 0 draws them at the end only
-    eval_every: int = 0  # steps between losses on the held-out stories; the best one's checkpoint is kept; 0 never
-    eval_batches: int = 8
-    on_nonfinite: str = "stop"
+    steps: Natural = 0  # optimizer steps; 0 passes over the stage
+    batch_size: Positive = 8  # rows or pictures a step, over all devices and micro-batches
+    trainable: str = "released"  # set of parameters that train: "released", "paper" or "all" (training.trainable)
+    init_from: str = "previous"  # "previous" stages of the workdir, "none" (random), or another workdir
+    save_every: Positive = 500  # steps between checkpoints
+    keep: Positive = 2  # checkpoints
+    log_every: Positive = 1  # has no effect: every step has its line in metrics.jsonl
+    preview_every: Natural = 0  # pictures along the way; 0 draws them at the end only
+    # Steps between losses on the held-out stories; the best one's checkpoint is kept; 0 never.
+    eval_every: Natural = 0
+    eval_batches: Positive = 8  # batches of held-out stories in such a loss
+    # At a loss or gradient that is not finite: "stop" the run, or "skip" the step.
+    on_nonfinite: Annotated[str, OneOf(("stop", "skip"))] = "stop"
     optimizer: OptimizerConfig = OptimizerConfig()
 
 
@@ -123,7 +143,7 @@ class VAEStageConfig(StageConfig):
     """Stage `vae`, for models that begin with nothing: reconstruction plus a light KL term."""
 
     trainable: str = "all"
-    kl_weight: float = 1e-6
+    kl_weight: NonNegative = 1e-6  # of the KL term beside the reconstruction's error
 
 
 @dataclass(frozen=True)
@@ -131,62 +151,65 @@ class ViTStageConfig(StageConfig):
     """Stage `vit`, for models that begin with nothing: features from which latents and words can be read."""
 
     trainable: str = "all"
-    words_weight: float = 0.3  # of the bag-of-words loss beside the latents' mean squared error
+    words_weight: NonNegative = 0.3  # of the bag-of-words loss beside the latents' mean squared error
 
 
 @dataclass(frozen=True)
 class StoryStageConfig(StageConfig):
-    """Stage 2. `supervise`: the last turn of a random prefix (published) or "all" turns of a row at once."""
+    """Stage 2, the story model."""
 
-    supervise: str = "last"
+    # The last turn of a random prefix (published), or "all" turns of a row at once.
+    supervise: Annotated[str, OneOf(("last", "all"))] = "last"
     response_apart: bool = True  # tokenise the learned turn apart, as published (data.token_rows.SequenceConfig)
-    max_length: int = 1280  # tokens a row; longer ones are left out and counted
-    max_turns: int = 10
-    turns: str = "prefix"  # how a row's turns are chosen: data.token_rows.choose_turns; "window+opening" mixes evenly
-    feature_noise: float = 0.0  # standard deviation, relative to the features', on the images that are read
-    position_offset: int = 0  # largest random shift of a row's positions
+    max_length: Positive = 1280  # tokens a row; longer ones are left out and counted
+    max_turns: Positive = 10  # turns a row
+    # How a row's turns are chosen: data.token_rows.choose_turns; "window+opening" mixes evenly.
+    turns: Annotated[str, OneOf(("whole", "prefix", "window", "opening"), joined="+")] = "prefix"
+    feature_noise: NonNegative = 0.0  # standard deviation, relative to the features', on the images that are read
+    position_offset: Natural = 0  # largest random shift of a row's positions
     dropout: bool = True  # LoRA's
     pack: bool = False  # several samples a row, each seeing itself alone
 
 
 @dataclass(frozen=True)
 class AdaptStageConfig(StageConfig):
-    """Stage 3. With story.supervise = "all" a row gives several regressed pictures to draw, else one."""
+    """Stage 3, the de-tokenizer on the story model's regressed features."""
 
-    images_per_row: int = 1
+    images_per_row: Positive = 1  # regressed pictures of a row to draw; above 1 with story.supervise = "all" only
 
 
 @dataclass(frozen=True)
 class SampleConfig:
     """Drawing and decoding defaults of `sample.py`."""
 
-    steps: int = 50
-    guidance: float = 7.5
-    batch_size: int = 8  # frames a device draws at a time
-    max_text_tokens: int = 128
-    window: int = 8  # newest sequences that window policies keep
-    # What the multimodal sink keeps of an evicted picture: tokens before and from `<img>`, before and from `</img>`.
-    head: tuple[int, ...] = (4, 8)
-    tail: tuple[int, ...] = (8, 4)
-    temperature: float = 0.0  # 0 is greedy, as published
-    top_p: float = 1.0
-    weights: str = ""  # "int8" stores the LLM's projections in eight bits; "" in the model's compute dtype
-    checkpoint: str = "newest"  # or "best": of stages that were evaluated, what did best on held-out stories
+    steps: Positive = 50  # denoising steps of a picture
+    guidance: float = 7.5  # guidance scale; 1 draws with the condition alone
+    batch_size: Positive = 8  # frames a device draws at a time
+    max_text_tokens: Positive = 128  # of one caption
+    window: Positive = 8  # newest sequences that window policies keep
+    head: tuple[Natural, ...] = (4, 8)  # tokens of an evicted picture that the sink keeps before and from `<img>`
+    tail: tuple[Natural, ...] = (8, 4)  # tokens that it keeps before `</img>`, and from there on
+    temperature: NonNegative = 0.0  # 0 is greedy, as published
+    top_p: Annotated[float, Limit(above=0, at_most=1)] = 1.0  # nucleus: share of the probability that is sampled from
+    # "int8" stores the LLM's projections in eight bits; "" in the model's compute dtype.
+    weights: Annotated[str, OneOf(("", "int8"))] = ""
+    # Or "best": of stages that were evaluated, what did best on held-out stories.
+    checkpoint: Annotated[str, OneOf(("newest", "best"))] = "newest"
 
 
 @dataclass(frozen=True)
 class WatchConfig:
-    """Where numbers go beside metrics.jsonl and TensorBoard; `wandb_project` needs the package wandb."""
+    """Where numbers go beside metrics.jsonl and TensorBoard."""
 
-    wandb_project: str = ""
+    wandb_project: str = ""  # project of Weights & Biases, which needs the package wandb; "" sends nothing
 
 
 @dataclass(frozen=True)
 class Config:
     """One run: which model, which data, which stages, on which mesh."""
 
-    seed: int = 0
-    stages: tuple[str, ...] = ("detokenizer", "story", "adapt")
+    seed: Seed = 0  # of weights, batches and noise
+    stages: tuple[str, ...] = ("detokenizer", "story", "adapt")  # stages to train, in this order
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     mesh: MeshConfig = MeshConfig()
@@ -220,8 +243,16 @@ def from_dict(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:
         if key not in hints:
             raise UserError(_unknown_key(where, key, list(hints)))
         arguments[key] = _coerce(hints[key], value, where)
+    return _construct(cls, cls, arguments, path)
+
+
+def _construct(make: Callable[..., T], cls: type[T], arguments: Mapping[str, Any], path: str) -> T:
+    """`make(**arguments)` of the dataclass `cls`; limits come first, since what sizes make together divides by them."""
+    hints, defaults = marked_hints(cls), {field.name: field.default for field in dataclasses.fields(cls)}
+    for key, value in arguments.items():
+        check_value(hints[key], value, f"{path}{key}", defaults[key])
     try:
-        return cls(**arguments)
+        return make(**arguments)
     except ValueError as error:
         raise UserError(f"config section {path.rstrip('.') or cls.__name__!r}: {error}") from error
 
@@ -263,26 +294,39 @@ def to_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def override(config: T, key: str, text: str) -> T:
-    """`config` with the dotted `key` set to what `text` says, read in the type of the field it replaces."""
-    head, _, rest = key.partition(".")
+def override(config: T, overrides: Mapping[str, str], path: str = "") -> T:
+    """`config` with dotted keys set to what texts say, each read in the type of the field it replaces.
+
+    A section is made once, of all its new values together, so that those which depend on each other can change.
+    """
     hints = typing.get_type_hints(type(config))
-    if head not in hints:
-        raise UserError(_unknown_key(key, head, list(hints)))
-    if rest:
-        section = getattr(config, head)
+    values: dict[str, Any] = {}
+    inside: dict[str, dict[str, str]] = {}
+    for key, text in overrides.items():
+        head, _, rest = key.partition(".")
+        if head not in hints:
+            raise UserError(_unknown_key(f"{path}{key}", head, list(hints)))
+        if rest:
+            inside.setdefault(head, {})[rest] = text
+        else:
+            values[head] = _coerce(hints[head], _read(hints[head], text), f"{path}{key}")
+    for head, changes in inside.items():
+        section = values.get(head, getattr(config, head))
         if not dataclasses.is_dataclass(section):
-            raise UserError(f"config key {head!r} has no key {rest!r}: its value is {section!r}")
-        return dataclasses.replace(config, **{head: override(section, rest, text)})
-    value: Any = text
-    if hints[head] is not str:
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
-        if isinstance(value, (int, str)) and typing.get_origin(hints[head]) is tuple:
-            value = str(text)
-    return dataclasses.replace(config, **{head: _coerce(hints[head], value, key)})
+            raise UserError(f"config key {path + head!r} has no key {next(iter(changes))!r}: its value is {section!r}")
+        values[head] = override(section, changes, f"{path}{head}.")
+    return _construct(functools.partial(dataclasses.replace, config), type(config), values, path)
+
+
+def _read(hint: Any, text: str) -> Any:
+    """What an override's text says where a value of type `hint` is wanted."""
+    if hint is str:
+        return text
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
+    return str(text) if isinstance(value, (int, str)) and typing.get_origin(hint) is tuple else value
 
 
 # Installed, the configs lie inside the package; in a checkout at its root, which is their only copy.
@@ -320,24 +364,14 @@ def load_config(path: str | Path, overrides: Mapping[str, str] | None = None) ->
         raise UserError(f"config file {name!r} has no get_config()")
     values = module.get_config(argument) if argument else module.get_config()
     values = values.to_dict() if hasattr(values, "to_dict") else values
-    config = from_dict(Config, values)
-    for key, text in (overrides or {}).items():
-        config = override(config, key, text)
+    config = override(from_dict(Config, values), overrides or {})
     check(config)
     return config
 
 
-CHOICES = {
-    "story.supervise": ("last", "all"),
-    "sample.weights": ("", "int8"),
-    "sample.checkpoint": ("newest", "best"),
-    **{f"{stage}.on_nonfinite": ("stop", "skip") for stage in STAGES},
-    **{f"{stage}.optimizer.name": ("adamw", "muon") for stage in STAGES},
-}
-
-
 def check(config: Config) -> None:
-    """Raises UserError for stages, modes and sizes that do not fit together."""
+    """Raises UserError for values outside their limits, and for stages, modes and sizes that do not fit together."""
+    check_limits(config)
     for stage in config.stages:
         if stage not in STAGES:
             raise UserError(f"unknown stage {stage!r}: {nearest(stage, STAGES)}")
@@ -351,16 +385,12 @@ def check(config: Config) -> None:
     for name, size in sizes.items():
         if size != features:
             raise UserError(f"{name} is {size}, but model.vit.output_dim is {features}; the features' sizes must agree")
-    for key, choices in CHOICES.items():
-        value = functools.reduce(getattr, key.split("."), config)
-        if value not in choices:
-            raise UserError(f"{key} is {value!r}; choose from {', '.join(map(repr, choices))}")
     for name in ("head", "tail"):
         counts = getattr(config.sample, name)
-        if len(counts) != 2 or min(counts) < 0:
+        if len(counts) != 2:
             raise UserError(f"sample.{name} is {counts!r}; two counts are wanted, tokens before and from the mark")
     adapt = config.adapt
-    if adapt.images_per_row < 1 or adapt.batch_size % adapt.images_per_row:
+    if adapt.batch_size % adapt.images_per_row:
         raise UserError(
             f"adapt.images_per_row {adapt.images_per_row} does not divide adapt.batch_size {adapt.batch_size}"
         )

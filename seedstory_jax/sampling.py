@@ -14,13 +14,14 @@ import numpy as np
 
 from seedstory_jax import outputs
 from seedstory_jax.checkpoints.readers import fingerprint
-from seedstory_jax.config import Config, check, load_config, nearest, override, to_dict
+from seedstory_jax.config import Config, SampleConfig, check, load_config, nearest, override, to_dict
 from seedstory_jax.data.images import digest, open_image
 from seedstory_jax.data.storystream import StoryDataset, caption_lines
 from seedstory_jax.errors import UserError
 from seedstory_jax.generation.engine import StoryEngine
 from seedstory_jax.generation.policies import POLICIES
 from seedstory_jax.generation.story_files import GivenTurn, Request, write_many, write_one
+from seedstory_jax.limits import check_value, marked_hints
 from seedstory_jax.pipeline import StoryPipeline, load
 from seedstory_jax.report.library import UP, write_library
 from seedstory_jax.report.storybook import write_storybook
@@ -81,8 +82,10 @@ def check_flags(flags: argparse.Namespace) -> None:
         raise UserError(f"unknown policy {flags.policy!r}: {nearest(flags.policy, list(POLICIES))}")
     if flags.length < 1:
         raise UserError(f"--length={flags.length}: a story has at least 1 turn")
-    if flags.steps is not None and flags.steps < 1:
-        raise UserError(f"--steps={flags.steps}: at least 1 denoising step")
+    hints = marked_hints(SampleConfig)
+    for name in ("steps", "guidance", "window", "temperature", "top_p"):
+        if getattr(flags, name) is not None:
+            check_value(hints[name], getattr(flags, name), f"--{name}", getattr(SampleConfig, name))
     if flags.batch < 1:
         raise UserError(f"--batch={flags.batch}: generate at least 1 story at a time")
     if flags.exact_length and flags.at_limit == "stop":
@@ -196,9 +199,9 @@ def requests_of(
 
 
 def _overridden(config: Config, overrides: Mapping[str, str]) -> Config:
-    for key, text in overrides.items():
+    for key in overrides:
         if not key.startswith("sample."):
             raise UserError(f"--config.{key}: without --config only sample.* keys can be changed")
-        config = override(config, key, text)
+    config = override(config, overrides)
     check(config)
     return config

@@ -50,7 +50,7 @@ def test_overrides_are_read_in_the_fields_type(key, text, read):
 )
 def test_a_wrong_override_names_the_way_out(key, text, message):
     with pytest.raises(UserError, match=message):
-        override(load_config(TOY), key, text)
+        override(load_config(TOY), {key: text})
 
 
 @pytest.mark.parametrize("key", ["story.supervise", "sample.checkpoint", "sample.weights", "adapt.on_nonfinite"])
@@ -63,6 +63,17 @@ def test_sizes_that_do_not_fit_together_are_refused():
     with pytest.raises(UserError, match=r"perceiver\.embedding_dim is 128, but model\.vit\.output_dim is 64"):
         changes = {"model.vit.output_dim": "64", "model.story.input_resampler.kv_dim": "64"}
         load_config(TOY, changes | {"model.story.output_resampler.embed_dim": "64"})
+
+
+def test_keys_that_depend_on_each_other_are_set_together():
+    sizes = {"model.vit.image_size": "60", "model.vit.patch_size": "12"}
+    for changes in (sizes, dict(reversed(sizes.items()))):
+        vit = load_config(TOY, changes).model.vit
+        assert (vit.image_size, vit.patch_size) == (60, 12)
+    with pytest.raises(UserError, match=r"config section 'model\.vit': image_size 60 is no multiple of patch_size 16"):
+        load_config(TOY, {"model.vit.image_size": "60"})
+    with pytest.raises(UserError, match=r"model\.vit\.patch_size is 0, but must be at least 1"):
+        load_config(TOY, {"model.vit.patch_size": "0"})
 
 
 def test_config_files_that_do_not_run(tmp_path):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from seedstory_jax.limits import AboveZero, Floating, Positive, Remat
 from seedstory_jax.models.attention import MASKED_LOGIT, attend
 from seedstory_jax.models.layer_stack import constrain, scan_layers, stack_layers
 from seedstory_jax.models.lora import LoRAConfig, LoRALinear
@@ -26,7 +27,13 @@ class LlamaConfig:
 
     Attributes:
         vocab_size: ids a user may see; the tables are padded to `padded_vocab_size`, and the rest is masked.
+        hidden_size: width.
+        intermediate_size: hidden width of the MLPs.
+        num_layers: layers.
+        num_heads: query heads.
         num_kv_heads: fewer than num_heads groups the query heads.
+        rms_norm_eps: added to mean squares in norms.
+        rope_theta: base of the rotary positions' wavelengths.
         tie_word_embeddings: the head is the embedding table; the model has no `lm_head` then.
         lora: None gives a model without adapters.
         remat: what the backward pass recomputes, see `layer_stack.scan_layers`.
@@ -34,19 +41,19 @@ class LlamaConfig:
         dtype: compute dtype. Norms, softmax and logits stay float32.
     """
 
-    vocab_size: int = 32066
-    hidden_size: int = 4096
-    intermediate_size: int = 11008
-    num_layers: int = 32
-    num_heads: int = 32
-    num_kv_heads: int = 32
-    rms_norm_eps: float = 1e-5
-    rope_theta: float = 1e4
+    vocab_size: Positive = 32066
+    hidden_size: Positive = 4096
+    intermediate_size: Positive = 11008
+    num_layers: Positive = 32
+    num_heads: Positive = 32
+    num_kv_heads: Positive = 32
+    rms_norm_eps: AboveZero = 1e-5
+    rope_theta: AboveZero = 1e4
     tie_word_embeddings: bool = False
     lora: LoRAConfig | None = dataclasses.field(default_factory=LoRAConfig)
-    remat: str = "none"
-    unroll: bool | int = 1
-    dtype: str = "float32"
+    remat: Remat = "none"
+    unroll: bool | Positive = 1
+    dtype: Floating = "float32"
 
     def __post_init__(self):
         if self.hidden_size % self.num_heads:

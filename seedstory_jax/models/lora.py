@@ -8,6 +8,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Key
 
+from seedstory_jax.limits import AboveZero, BelowOne, Positive
 from seedstory_jax.models.dense import PROJECTED, dense
 
 LoRAParam = nnx.LoRAParam  # a subclass of nnx.Param: filter for it before filtering for Param
@@ -17,9 +18,9 @@ LoRAParam = nnx.LoRAParam  # a subclass of nnx.Param: filter for it before filte
 class LoRAConfig:
     """Adapter size; the defaults are the released ones (the paper's text says rank 6)."""
 
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.05
+    rank: Positive = 16  # of the product of the two adapter matrices; for no adapter set lora=none
+    alpha: AboveZero = 32.0  # the adapter's output is scaled by alpha / rank
+    dropout: BelowOne = 0.05  # share of an adapter's inputs that training sets to zero
 
     def __post_init__(self):
         if self.rank < 1:

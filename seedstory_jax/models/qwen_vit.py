@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from seedstory_jax.limits import AboveZero, Floating, Positive, Remat
 from seedstory_jax.models.dense import Linear
 from seedstory_jax.models.layer_stack import constrain, scan_layers, stack_layers
 from seedstory_jax.models.resampler import QwenResampler, ResamplerConfig, resize_position_table
@@ -24,19 +25,19 @@ NORM_EPS = 1e-6
 class QwenViTConfig:
     """Sizes of the encoder; the defaults are the published ones (1,935.6 M parameters with the pool)."""
 
-    image_size: int = 448
-    patch_size: int = 14
-    width: int = 1664
-    layers: int = 48
-    heads: int = 16
-    mlp_ratio: float = 4.9231
-    n_queries: int = 256
-    output_dim: int = 4096
-    position_grid: int = 16  # side of the stored position table, whatever the image size
-    pool_heads: int | None = None  # None: one head for every 128 of output_dim
-    layer_norm_eps: float = NORM_EPS
-    remat: str = "none"
-    dtype: str = "float32"
+    image_size: Positive = 448  # side of the pictures that are read, pixels
+    patch_size: Positive = 14  # side of a patch, pixels
+    width: Positive = 1664  # of the blocks
+    layers: Positive = 48  # blocks
+    heads: Positive = 16  # heads a block
+    mlp_ratio: AboveZero = 4.9231  # hidden width of a block's MLP, in widths
+    n_queries: Positive = 256  # features a picture, a square number
+    output_dim: Positive = 4096  # width of the features
+    position_grid: Positive = 16  # side of the stored position table, whatever the image size
+    pool_heads: Positive | None = None  # of the pool; None: one for every 128 of output_dim
+    layer_norm_eps: AboveZero = NORM_EPS  # added to variances in norms
+    remat: Remat = "none"  # what the backward pass recomputes: nothing, all, or "dots", all but the projections
+    dtype: Floating = "float32"  # compute dtype
 
     def __post_init__(self):
         if self.image_size % self.patch_size:

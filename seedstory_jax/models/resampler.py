@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from seedstory_jax.limits import AboveZero, Floating, Positive
 from seedstory_jax.models.dense import Linear, dense
 from seedstory_jax.models.layer_stack import constrain
 
@@ -24,12 +25,12 @@ CUBIC = -0.75  # torch's bicubic kernel; most image libraries (jax.image too) ta
 class ResamplerConfig:
     """`grid_size ** 2` queries of `embed_dim`, reading features of `kv_dim`; the defaults are the input resampler."""
 
-    grid_size: int = 8
-    embed_dim: int = 4096
-    num_heads: int = 32
-    kv_dim: int = 4096
-    layer_norm_eps: float = 1e-5
-    dtype: str = "float32"
+    grid_size: Positive = 8  # side of the grid of queries
+    embed_dim: Positive = 4096  # width of the queries, which come out
+    num_heads: Positive = 32  # attention heads
+    kv_dim: Positive = 4096  # width of what is read
+    layer_norm_eps: AboveZero = 1e-5  # added to variances in norms
+    dtype: Floating = "float32"  # compute dtype
 
     def __post_init__(self):
         if self.embed_dim % self.num_heads:

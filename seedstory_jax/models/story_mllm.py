@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from seedstory_jax.limits import Natural, NonNegative
 from seedstory_jax.models.layer_stack import constrain
 from seedstory_jax.models.llama import Llama, LlamaConfig
 from seedstory_jax.models.llama_inference import InferenceLlama
@@ -35,9 +36,9 @@ class StoryMLLMConfig:
     llama: LlamaConfig = dataclasses.field(default_factory=LlamaConfig)
     input_resampler: ResamplerConfig = dataclasses.field(default_factory=lambda: ResamplerConfig(grid_size=8))
     output_resampler: ResamplerConfig = dataclasses.field(default_factory=lambda: ResamplerConfig(grid_size=16))
-    lm_loss_scale: float = 1.0
-    feature_loss_scale: float = 1.0
-    logits_chunk: int = 0
+    lm_loss_scale: NonNegative = 1.0
+    feature_loss_scale: NonNegative = 1.0
+    logits_chunk: Natural = 0
 
     def __post_init__(self):
         width = self.llama.hidden_size

@@ -6,27 +6,33 @@ out again is `seedstory_jax.generation.scheduler`.
 
 import functools
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from seedstory_jax.limits import Limit, Natural, OneOf, Positive
+
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 SPACINGS = ("leading", "trailing", "linspace")
 SCHEDULES = ("scaled_linear", "linear")
+Beta = Annotated[float, Limit(above=0, below=1)]
 
 
 @dataclass(frozen=True)
 class SchedulerConfig:
     """Noise schedule under its published names; what the model predicts; how sampling steps are spaced."""
 
-    num_train_timesteps: int = 1000
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
-    beta_schedule: str = "scaled_linear"
-    prediction_type: str = "epsilon"
-    timestep_spacing: str = "leading"
-    steps_offset: int = 1
+    num_train_timesteps: Positive = 1000  # levels of noise in training
+    beta_start: Beta = 0.00085  # variance of the noise added at the first level
+    beta_end: Beta = 0.012  # variance of the noise added at the last level
+    # How the variances run from first to last: "scaled_linear" (linear in their square roots) or "linear".
+    beta_schedule: Annotated[str, OneOf(SCHEDULES)] = "scaled_linear"
+    # What the UNet predicts: the noise ("epsilon"), the picture ("sample"), or the mix "v_prediction".
+    prediction_type: Annotated[str, OneOf(PREDICTION_TYPES)] = "epsilon"
+    timestep_spacing: Annotated[str, OneOf(SPACINGS)] = "leading"  # which levels fewer sampling steps take
+    steps_offset: Natural = 1  # added to each level of "leading" spacing
 
     def __post_init__(self):
         for name, known in (

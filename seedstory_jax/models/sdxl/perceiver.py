@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from seedstory_jax.limits import Floating, Positive
 from seedstory_jax.models.layer_stack import constrain, scan_layers, stack_layers
 from seedstory_jax.models.sdxl.unet_blocks import linear
 
@@ -22,16 +23,16 @@ SMALLEST_NORM = 1e-12
 class PerceiverConfig:
     """Sizes under their published names; the defaults are the released model's."""
 
-    dim: int = 1024
-    depth: int = 4
-    dim_head: int = 64
-    heads: int = 16
-    num_queries: int = 64
-    embedding_dim: int = 4096
-    output1_dim: int = 768
-    output2_dim: int = 1280
-    ff_mult: int = 4
-    dtype: str = "float32"
+    dim: Positive = 1024  # width
+    depth: Positive = 4  # layers
+    dim_head: Positive = 64  # channels of a head
+    heads: Positive = 16  # heads a layer
+    num_queries: Positive = 64  # tokens of the condition
+    embedding_dim: Positive = 4096  # width of the image features that are read
+    output1_dim: Positive = 768  # width of the first half of the condition's tokens
+    output2_dim: Positive = 1280  # width of the other half, and of the pooled condition
+    ff_mult: Positive = 4  # hidden width of the MLPs, in widths
+    dtype: Floating = "float32"  # compute dtype
 
     @property
     def token_dim(self) -> int:

@@ -6,13 +6,14 @@ Podell et al. 2023 (arXiv 2307.01952); the published module is diffusers' `UNet2
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Shaped
 
+from seedstory_jax.limits import AboveZero, Floating, OneOf, Positive, Remat
 from seedstory_jax.models.layer_stack import REMAT_POLICIES, constrain
 from seedstory_jax.models.sdxl.transformer_2d import Transformer2D, Transformer2DConfig
 from seedstory_jax.models.sdxl.unet_blocks import Downsample, GroupNorm, ResnetBlock, Upsample, conv, linear
@@ -27,27 +28,26 @@ TIME_EMBED_FACTOR = 4  # width of the time embedding, in channels of the first l
 class UNetConfig:
     """Sizes of the UNet under their published names; the defaults are SD-XL base's.
 
-    `num_attention_heads` holds heads a level (published as `attention_head_dim`, which it is not). Lists run over the
-    levels from the finest; the way up reads them backwards. `remat` is one of "none", "full", "dots"; `attention` is
-    "xla" or "cudnn".
+    Lists run over the levels from the finest; the way up reads them backwards.
     """
 
-    in_channels: int = 4
-    out_channels: int = 4
-    down_block_types: tuple[str, ...] = (PLAIN_DOWN, ATTENTION_DOWN, ATTENTION_DOWN)
-    up_block_types: tuple[str, ...] = (ATTENTION_UP, ATTENTION_UP, PLAIN_UP)
-    block_out_channels: tuple[int, ...] = (320, 640, 1280)
-    layers_per_block: int = 2
-    norm_num_groups: int = 32
-    norm_eps: float = 1e-5
-    cross_attention_dim: int = 2048
-    transformer_layers_per_block: tuple[int, ...] = (1, 2, 10)
-    num_attention_heads: tuple[int, ...] = (5, 10, 20)
-    addition_time_embed_dim: int = 256
-    projection_class_embeddings_input_dim: int = 2816
-    attention: str = "xla"
-    remat: str = "none"
-    dtype: str = "float32"
+    in_channels: Positive = 4  # channels of the noisy latents
+    out_channels: Positive = 4  # channels of the prediction
+    down_block_types: tuple[str, ...] = (PLAIN_DOWN, ATTENTION_DOWN, ATTENTION_DOWN)  # levels with or without attention
+    up_block_types: tuple[str, ...] = (ATTENTION_UP, ATTENTION_UP, PLAIN_UP)  # the same on the way up
+    block_out_channels: tuple[Positive, ...] = (320, 640, 1280)  # channels of each level
+    layers_per_block: Positive = 2  # resnets a level on the way down; one more on the way up
+    norm_num_groups: Positive = 32  # groups of each group norm
+    norm_eps: AboveZero = 1e-5  # added to variances in group norms
+    cross_attention_dim: Positive = 2048  # width of the condition's tokens
+    transformer_layers_per_block: tuple[Positive, ...] = (1, 2, 10)  # layers of each transformer of a level
+    # Heads a level (published as `attention_head_dim`, which it is not).
+    num_attention_heads: tuple[Positive, ...] = (5, 10, 20)
+    addition_time_embed_dim: Positive = 256  # width of the embedding of each of the six time ids
+    projection_class_embeddings_input_dim: Positive = 2816  # width of pooled condition and embedded time ids together
+    attention: Annotated[str, OneOf(("xla", "cudnn"))] = "xla"  # "cudnn" is flash attention on NVIDIA, half precision
+    remat: Remat = "none"  # what the backward pass recomputes: nothing, all, or "dots", all but the projections
+    dtype: Floating = "float32"  # compute dtype
 
     def __post_init__(self):
         levels = len(self.block_out_channels)

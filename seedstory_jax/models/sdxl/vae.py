@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from seedstory_jax.limits import AboveZero, Floating, Positive
 from seedstory_jax.models.sdxl.unet_blocks import Downsample, GroupNorm, ResnetBlock, Upsample, conv, linear
 
 NORM_EPS = 1e-6
@@ -21,15 +22,15 @@ LOGVAR_RANGE = (-30.0, 20.0)
 class VAEConfig:
     """Sizes of the auto-encoder under their published names; the defaults are SD-XL's."""
 
-    in_channels: int = 3
-    out_channels: int = 3
-    latent_channels: int = 4
-    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
-    layers_per_block: int = 2
-    norm_num_groups: int = 32
-    scaling_factor: float = 0.13025
+    in_channels: Positive = 3  # channels of the pictures that are encoded
+    out_channels: Positive = 3  # channels of the pictures that are decoded
+    latent_channels: Positive = 4  # channels of the latents
+    block_out_channels: tuple[Positive, ...] = (128, 256, 512, 512)  # channels of each level, the finest first
+    layers_per_block: Positive = 2  # resnets a level on the way down; one more on the way up
+    norm_num_groups: Positive = 32  # groups of each group norm
+    scaling_factor: AboveZero = 0.13025  # latents are multiplied by it, which brings them near unit variance
     linear_skip: bool = False  # a linear path beside the convolutions: the toy's short cut, SD-XL has none
-    dtype: str = "float32"
+    dtype: Floating = "float32"  # compute dtype
 
     @property
     def downscale(self) -> int:

@@ -83,7 +83,7 @@ def sheet(rows: Sequence[Sequence[tuple[np.ndarray | None, str]]]) -> Image.Imag
     height, text = FRAME, 12 * LINES + 8
     columns = max(map(len, rows))
     page = Image.new("RGB", (columns * (FRAME + 8), len(rows) * (height + text)), "white")
-    draw = ImageDraw.Render(page)
+    draw = ImageDraw.Draw(page)
     for y, row in enumerate(rows):
         for x, (picture, caption) in enumerate(row):
             left, top = x * (FRAME + 8), y * (height + text)

@@ -97,7 +97,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Reads `manifest.json`; raises UserError if the folder is no converted model of this format."""
     if not (folder / MANIFEST).is_file():
         raise UserError(
-            f"{folder} is no converted model: it has no {MANIFEST} (python -m seedstory_jax.convert import)"
+            f"{folder} is no converted model: it has no {MANIFEST} (seedstory convert import)"
         )
     manifest = read_json(folder / MANIFEST)
     if manifest.get("format") != FORMAT:

@@ -160,7 +160,7 @@ class RunData:
             )
         for folder, stories in zip(folders, self.folders):
             command = (
-                f"python -m seedstory_jax.storystream features {stories} --workdir={self.workdir} --out={folder} "
+                f"seedstory data features {stories} --workdir={self.workdir} --out={folder} "
                 f"--kinds={kind}"
             )
             check_cache(encoder, parameters, folder, command)

@@ -23,7 +23,7 @@ def stories(source: Path) -> Iterator[tuple[Story, dict[str, Any]]]:
             except StoryFault as fault:
                 raise UserError(
                     f"{file}, line {number}: {fault}; "
-                    "`python -m seedstory_jax.storystream validate` writes a clean file"
+                    "`seedstory data validate` writes a clean file"
                 ) from None
 
 

@@ -29,7 +29,7 @@ COMMANDS = {
     "evaluate": "seedstory_jax.evaluate",
     "convert": "seedstory_jax.convert.__main__",
     "describe": "seedstory_jax.describe",
-    "parity": "seedstory_jax.parity",
+    "parity": "seedstory_jax.parity.runner",
     "data": "seedstory_jax.storystream.__main__",
     "book": "seedstory_jax.book",
     "demo": "seedstory_jax.demo",

@@ -1,7 +1,7 @@
 """Ablate eviction policies: generate from the same prompts under each, measure, and write the paper's tables as a page.
 
-    python -m seedstory_jax.ablate --workdir=runs/toy --out=out/ablation --length=30 --num_stories=20
-    python -m seedstory_jax.ablate --workdir=... --stories=val.jsonl --policies=dense,window,multimodal_sink
+    seedstory ablate --workdir=runs/toy --out=out/ablation --length=30 --num_stories=20
+    seedstory ablate --workdir=... --stories=val.jsonl --policies=dense,window,multimodal_sink
         --length=25,50 --sweep=image_head=0,4,8 --sweep=cap=4,16 --out=DIR [--clip=DIR] [--inception=FILE]
 
 Run again with the same --out it goes on where it stopped; with more stories, lengths or sweeps it adds what is new.
@@ -33,7 +33,7 @@ from seedstory_jax.report.storybook import write_storybook
 
 def main(arguments: Sequence[str]) -> int:
     """The command; returns the exit code."""
-    parser = cli.Parser(prog="python -m seedstory_jax.ablate", description=__doc__)
+    parser = cli.Parser(prog="seedstory ablate", description=__doc__)
     parser.add_argument("--config", help="must agree with the workdir's own; may be left out")
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--stories", type=Path, help="a StoryStream .jsonl; default: the workdir's validation stories")

@@ -1,4 +1,4 @@
-"""Make a book or a film of a story: python -m seedstory_jax.book out/story --to=book.pdf --to=film.mp4."""
+"""Make a book or a film of a story: seedstory book out/story --to=book.pdf --to=film.mp4."""
 
 import sys
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ OF_PDF, OF_MP4 = ("layout", "paper"), ("voice", "voice_command", "voice_model", 
 
 def main(arguments: Sequence[str]) -> int:
     """Parses the flags and writes every target."""
-    parser = cli.Parser(prog="python -m seedstory_jax.book", description=__doc__)
+    parser = cli.Parser(prog="seedstory book", description=__doc__)
     parser.add_argument("story", type=Path, metavar="STORYDIR", help="folder of a story: story.json and its pictures")
     parser.add_argument(
         "--to", type=Path, action="append", required=True, help=f"a file ending in .{', .'.join(FORMATS)}"

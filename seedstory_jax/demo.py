@@ -35,7 +35,7 @@ HERO = "window"  # whose story opens the page
 
 def main(arguments: Sequence[str]) -> int:
     """Parses the flags and runs the demo."""
-    parser = cli.Parser(prog="python -m seedstory_jax.demo", description=__doc__)
+    parser = cli.Parser(prog="seedstory demo", description=__doc__)
     parser.add_argument("--config", default="toy")
     parser.add_argument("--workdir", type=Path, default=Path("runs/toy"))
     parser.add_argument("--out", type=Path, default=Path("out/demo"))

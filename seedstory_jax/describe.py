@@ -1,6 +1,6 @@
 """What a config comes to before anything is allocated: parameters, bytes, operations, KV slots, bytes on a mesh.
 
-    python -m seedstory_jax.describe --config=configs/seedstory_7b.py [--mesh=data,fsdp,tensor] [--json]
+    seedstory describe --config=configs/seedstory_7b.py [--mesh=data,fsdp,tensor] [--json]
 
 Shapes come from `jax.eval_shape`. The vocabulary's padding is in the bytes and not in the counts. Bytes on a mesh are
 those of weights, gradients, optimizer state and KV buffer; activations come on top.
@@ -204,7 +204,7 @@ def main(argv: Sequence[str]) -> int:
     """The command; returns the exit code."""
     from seedstory_jax.cli import Parser
 
-    parser = Parser(prog="python -m seedstory_jax.describe", description=__doc__)
+    parser = Parser(prog="seedstory describe", description=__doc__)
     parser.add_argument("--config", required=True, metavar="FILE", help="e.g. configs/seedstory_7b.py")
     parser.add_argument("--mesh", default="", metavar="DATA,FSDP,TENSOR", help="devices along each axis")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

@@ -1,12 +1,12 @@
 """Evaluate stories of any system: measures, a language model as judge, a human study, and where the model looks.
 
-    python -m seedstory_jax.evaluate compare ours=out/a theirs=out/b --out=DIR [--workdir=runs/toy]
-    python -m seedstory_jax.evaluate judge ours=out/a theirs=out/b --model=NAME [--base_url=URL] --out=DIR [--dry_run]
-    python -m seedstory_jax.evaluate study ours=out/a theirs=out/b --out=DIR
-    python -m seedstory_jax.evaluate study --key=DIR/key.json ANSWERS.json ... --out=DIR
-    python -m seedstory_jax.evaluate agreement --judge=DIR/judge.json --key=DIR/key.json ANSWERS.json ... --out=DIR
-    python -m seedstory_jax.evaluate read-scores RESULTS ... --out=DIR [--exports=DIR]
-    python -m seedstory_jax.evaluate attention --workdir=runs/toy --out=DIR
+    seedstory evaluate compare ours=out/a theirs=out/b --out=DIR [--workdir=runs/toy]
+    seedstory evaluate judge ours=out/a theirs=out/b --model=NAME [--base_url=URL] --out=DIR [--dry_run]
+    seedstory evaluate study ours=out/a theirs=out/b --out=DIR
+    seedstory evaluate study --key=DIR/key.json ANSWERS.json ... --out=DIR
+    seedstory evaluate agreement --judge=DIR/judge.json --key=DIR/key.json ANSWERS.json ... --out=DIR
+    seedstory evaluate read-scores RESULTS ... --out=DIR [--exports=DIR]
+    seedstory evaluate attention --workdir=runs/toy --out=DIR
 
 A system is a folder with a folder for each story: ours (story.json), or pictures with captions.txt, captions.json or a
 .txt beside each picture. Stories of two systems are matched by their folders' names. Folders as other systems' public
@@ -294,7 +294,7 @@ def _questions(path: Path) -> dict[str, str]:
 
 
 def _parser(name: str, command: Callable) -> cli.Parser:
-    return cli.Parser(prog=f"python -m seedstory_jax.evaluate {name}", description=command.__doc__)
+    return cli.Parser(prog=f"seedstory evaluate {name}", description=command.__doc__)
 
 
 if __name__ == "__main__":

@@ -96,9 +96,7 @@ def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Reads `manifest.json`; raises UserError if the folder is no converted model of this format."""
     if not (folder / MANIFEST).is_file():
-        raise UserError(
-            f"{folder} is no converted model: it has no {MANIFEST} (python -m seedstory_jax.convert import)"
-        )
+        raise UserError(f"{folder} is no converted model: it has no {MANIFEST} (seedstory convert import)")
     manifest = read_json(folder / MANIFEST)
     if manifest.get("format") != FORMAT:
         raise UserError(f"{folder} has the format {manifest.get('format')}, this version reads {FORMAT}; convert again")

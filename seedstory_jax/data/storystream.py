@@ -268,7 +268,7 @@ def check_bad(bad: Sequence[str], max_bad: int) -> None:
     if len(bad) > max_bad:
         raise UserError(
             f"{len(bad)} stories cannot be used, more than the {max_bad} allowed; the first: {bad[0]}. "
-            "`python -m seedstory_jax.storystream validate` names all and writes a clean file"
+            "`seedstory data validate` names all and writes a clean file"
         )
     if bad:
         warnings.warn(f"left out {len(bad)} stories that cannot be used; the first: {bad[0]}", stacklevel=3)

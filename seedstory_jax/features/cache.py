@@ -113,7 +113,7 @@ class CachedEncodings:
             if missing:
                 raise UserError(
                     f"{folders[number]} lacks {len(set(missing))} of the dataset's pictures, {missing[0]} for example; "
-                    "make it anew with `python -m seedstory_jax.storystream features` over all JSONL files"
+                    "make it anew with `seedstory data features` over all JSONL files"
                 )
             begin = source.offsets[source.first_story[number]]
             self._source[begin : begin + len(names)] = number
@@ -255,7 +255,7 @@ def _read_index(folder: Path, kind: str) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(
             f"{folder} holds no {kind} features ({path.name} is missing); make them with "
-            f"`python -m seedstory_jax.storystream features ... --out={folder} --kinds={kind}`"
+            f"`seedstory data features ... --out={folder} --kinds={kind}`"
         )
     return json.loads(path.read_text())
 

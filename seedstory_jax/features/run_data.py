@@ -160,9 +160,6 @@ class RunData:
                 f"data.features names {len(folders)} folders, data.folder {len(source.sources)}: one for each"
             )
         for folder, stories in zip(folders, self.folders):
-            command = (
-                f"python -m seedstory_jax.storystream features {stories} --workdir={self.workdir} --out={folder} "
-                f"--kinds={kind}"
-            )
+            command = f"seedstory data features {stories} --workdir={self.workdir} --out={folder} --kinds={kind}"
             check_cache(encoder, parameters, folder, command)
         return CachedEncodings(encoder, source, folders)

@@ -1,4 +1,4 @@
-"""`python -m seedstory_jax.parity DIR`: see `seedstory_jax.parity.runner`."""
+"""`seedstory parity DIR`: see `seedstory_jax.parity.runner`."""
 
 from seedstory_jax import cli
 from seedstory_jax.parity.runner import main

@@ -1,6 +1,6 @@
 """Parity with the published code: every fixture of a folder run through our modules, every array compared.
 
-    python -m seedstory_jax.parity tests/data/fixtures
+    seedstory parity tests/data/fixtures
 
 Each module is built from the fixture's config and reads the fixture's weights through the tables that read real
 checkpoints; it runs in float32 at the highest matmul precision. Exit code 1 if anything is off.
@@ -196,7 +196,7 @@ def main(argv: Sequence[str]) -> int:
     """The command; returns the exit code."""
     from seedstory_jax.cli import Parser
 
-    parser = Parser(prog="python -m seedstory_jax.parity", description=__doc__)
+    parser = Parser(prog="seedstory parity", description=__doc__)
     parser.add_argument("directory", type=Path, metavar="DIR", help="folder of fixtures, or one fixture")
     parser.add_argument("--json", action="store_true", help="print the results as one JSON list")
     parser.add_argument("--traceback", action="store_true", help="show where a failing run broke")

@@ -20,7 +20,7 @@ from seedstory_jax import cli
 from seedstory_jax.data.storystream import StoryDataset, jsonl_files
 from seedstory_jax.errors import UserError
 
-PROG = "python -m seedstory_jax.storystream"
+PROG = "seedstory data"
 
 
 def _validate(arguments: Sequence[str]) -> int:

@@ -9,7 +9,7 @@ from seedstory_jax.errors import UserError
 
 def main(arguments: Sequence[str]) -> int:
     """Run the sub-command."""
-    parser = cli.Parser(prog="python -m seedstory_jax.storystream features", description=__doc__)
+    parser = cli.Parser(prog="seedstory data features", description=__doc__)
     parser.add_argument("source", type=Path, metavar="FILE", help="JSONL, a folder of it, or a TFDS folder")
     parser.add_argument("--workdir", type=Path, required=True, help="a run of train.py whose ViT and VAE are used")
     parser.add_argument("--config", help="the run's config file, where train.py has not begun it yet")

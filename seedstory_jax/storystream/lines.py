@@ -22,8 +22,7 @@ def stories(source: Path) -> Iterator[tuple[Story, dict[str, Any]]]:
                 yield parse_story(whole_line(line)), json.loads(line)
             except StoryFault as fault:
                 raise UserError(
-                    f"{file}, line {number}: {fault}; "
-                    "`python -m seedstory_jax.storystream validate` writes a clean file"
+                    f"{file}, line {number}: {fault}; `seedstory data validate` writes a clean file"
                 ) from None
 
 

@@ -9,7 +9,7 @@ from seedstory_jax.storystream.benchmarks import FORMATS, format_of
 from seedstory_jax.storystream.benchmarks.exports import METHOD, export_benchmark
 from seedstory_jax.storystream.benchmarks.story_set import MAX_WORDS, SKIPPED, STORIES, Options, write_set
 
-PROG = "python -m seedstory_jax.storystream"
+PROG = "seedstory data"
 
 
 def import_main(arguments: Sequence[str]) -> int:

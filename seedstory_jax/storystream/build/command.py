@@ -21,7 +21,7 @@ a run that was stopped, or had failures, goes on where it was when the command i
 def main(arguments: Sequence[str]) -> int:
     """Run a build; exit code 1 if stories are missing."""
     defaults = BuildConfig()
-    parser = cli.Parser(prog="python -m seedstory_jax.storystream build", description=ABOUT)
+    parser = cli.Parser(prog="seedstory data build", description=ABOUT)
     parser.add_argument("sources", type=Path, nargs="+", metavar="VIDEO", help="videos, or folders of frames")
     parser.add_argument("--out", type=Path, required=True, help="folder of the dataset")
     parser.add_argument("--title", default="the series", help="what the series is called")

@@ -157,7 +157,7 @@ def test_workdir_with_a_damaged_or_foreign_checkpoint(flags, trained_workdir, tm
         run({**flags, "--workdir": copy})
     shutil.rmtree(copy / "story")
     shutil.copytree(trained_workdir / "detokenizer", copy / "story")
-    with pytest.raises(UserError, match="holds nothing of 'story'"):
+    with pytest.raises(UserError, match="has no trained story"):
         run({**flags, "--workdir": copy})
     (copy / "config.json").write_text("{")
     with pytest.raises(UserError, match="cannot be used"):

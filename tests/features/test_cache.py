@@ -96,7 +96,7 @@ def test_a_stale_cache_is_refused_with_both_hashes_and_the_command(config, train
     old = json.loads((cache / "squash.json").read_text())["weights"]
     other = {name: value + 0.5 for name, value in parameters.items()}
     new = Encoder(config, "squash").stamp(other)["weights"]
-    with pytest.raises(UserError, match=rf"vit's weights has the hash {old}, this run's {new}.*storystream features"):
+    with pytest.raises(UserError, match=rf"vit's weights has the hash {old}, this run's {new}.*data features"):
         RunData(changed, workdir).encodings("squash", other)
     resampled = dataclasses.replace(changed, data=dataclasses.replace(changed.data, resample="bilinear"))
     with pytest.raises(UserError, match=r"vit's transform has the hash .*--kinds=squash"):

@@ -128,8 +128,7 @@ def test_a_perceiver_of_other_sizes(original, write_fixture):
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of numpy, in diffusers
 def test_schedules_of_other_lengths(fixtures_dir, write_fixture):
-    import torch
-
+    torch = pytest.importorskip("torch")
     diffusers = pytest.importorskip("diffusers")
     config = json.loads((fixtures_dir / "schedulers" / "config.json").read_text())
     config |= {"steps_listed": [4, 7], "trajectory_steps": 4}

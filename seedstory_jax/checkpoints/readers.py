@@ -66,7 +66,7 @@ class StoreReader:
         """`folder` is the item's; only names under `prefix` are there, without it. UserError if it is no such item."""
         self.folder, self._prefix = folder.absolute(), prefix
         if not (folder / "_METADATA").is_file():
-            raise UserError(f"{folder} is no converted module: it has no _METADATA")
+            raise UserError(f"{folder} holds no stored arrays: it has no _METADATA")
         metadata = read_json(folder / "_METADATA")
         keys = [entry["key_metadata"][0]["key"] for entry in metadata["tree_metadata"].values()]
         self.names: Sequence[str] = sorted(key.removeprefix(prefix) for key in keys if key.startswith(prefix))
@@ -229,14 +229,15 @@ def layers_of(
     for stage in stages:
         for part, reader in _open_stage(workdir / stage, parts, which).items():
             layers.setdefault(part, []).append(reader)
-    if model.base:
+    trained = {part: {name for reader in layers.get(part, ()) for name in reader.names} for part in parts}
+    lacking = [part for part in parts if set(module_shapes(model, part)) - trained[part]]
+    if model.base and lacking:
         base = base_folder(model.base)
         stored = open_model(base)
-        for part in parts:
-            trained = {name for reader in layers.get(part, ()) for name in reader.names}
+        for part in lacking:
             if part in stored.modules:
                 layers.setdefault(part, []).insert(0, stored.modules[part])
-            elif is_run(base) and set(module_shapes(model, part)) - trained:  # a bare language model has no other part
+            elif is_run(base):  # a converted language model alone has no other part
                 raise UserError(f"model.base={base} is a run without a trained {part}: choose a base that has one")
     return layers
 
@@ -247,8 +248,10 @@ def _open_stage(folder: Path, parts: Sequence[str] | Mapping[str, Any], which: s
     for step in committed_steps(folder):
         at = checkpoint_folder(folder, step)
         try:
-            check_digest(at)
             readers = {part: StoreReader(at / TRAINED, f"{part}.") for part in parts}
+            if not any(reader.names for reader in readers.values()):
+                return {}  # of another stage's part: not worth reading
+            check_digest(at)
         except UserError as error:
             damaged.append(f"step {step} ({error})")
             continue

@@ -10,6 +10,7 @@ of memory, and no token pays for a transposed copy of the buffer.
 """
 
 import enum
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -21,6 +22,9 @@ from seedstory_jax.models.rope import rotate
 
 EMPTY = -1
 """The position of a slot that holds nothing."""
+
+BLOCK = 128
+"""Slots that a compaction moves at a time; buffers of the engine are multiples of it."""
 
 Positions = Literal["slot", "absolute"]
 """How compaction numbers what it keeps: by slot (as StreamingLLM does), or as it was in the whole story."""
@@ -197,7 +201,7 @@ def compact(
 
     `positions="slot"` renumbers them by slot: a stored key is rotated, so it is turned by the *difference* of its
     positions, in float32. `"absolute"` leaves positions and keys as they are. `is_sink` marks the kept slots that are
-    sinks (default: as before).
+    sinks (default: as before). Keys and values of slots beyond what is kept mean nothing.
     """
     keep = keep & (buffer.position != EMPTY)
     order = jnp.argsort(~keep, axis=1, stable=True)
@@ -212,15 +216,31 @@ def compact(
     position = jnp.where(stays, slot, EMPTY) if positions == "slot" else old_position
     shift = position - old_position
 
-    def move_keys(k):
-        moved = jnp.take_along_axis(k, order[:, None, None, :], axis=3)
-        if positions == "absolute":
-            return moved
-        turned = rotate(jnp.transpose(moved, (0, 3, 1, 2)).astype(jnp.float32), shift, theta)
-        return jnp.transpose(turned, (0, 2, 3, 1)).astype(k.dtype)
+    # Block by block from the front: what is kept only moves forward, so no slot is overwritten before it is read. The
+    # loop updates the buffer in place, where a gather of each layer would make a second buffer, and ends with what is
+    # kept.
+    block = math.gcd(buffer.slots, BLOCK)
 
-    k = tuple(move_keys(layer) for layer in buffer.k)
-    v = tuple(jnp.take_along_axis(layer, order[:, None, :, None], axis=2) for layer in buffer.v)
+    def move_block(number, kv):
+        start = number * block
+        source = jax.lax.dynamic_slice_in_dim(order, start, block, axis=1)
+        turned = jax.lax.dynamic_slice_in_dim(shift, start, block, axis=1)
+
+        def move_keys(k):
+            moved = jnp.take_along_axis(k, source[:, None, None, :], axis=3)
+            if positions == "slot":
+                rotated = rotate(jnp.transpose(moved, (0, 3, 1, 2)).astype(jnp.float32), turned, theta)
+                moved = jnp.transpose(rotated, (0, 2, 3, 1)).astype(k.dtype)
+            return jax.lax.dynamic_update_slice_in_dim(k, moved, start, axis=3)
+
+        def move_values(v):
+            moved = jnp.take_along_axis(v, source[:, None, :, None], axis=2)
+            return jax.lax.dynamic_update_slice_in_dim(v, moved, start, axis=2)
+
+        keys, values = kv
+        return tuple(map(move_keys, keys)), tuple(map(move_values, values))
+
+    k, v = jax.lax.fori_loop(0, -(-jnp.max(length) // block), move_block, (buffer.k, buffer.v))
     is_sink = buffer.is_sink if is_sink is None else is_sink
     return KVBuffer(
         k=k,

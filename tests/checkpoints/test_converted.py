@@ -92,5 +92,5 @@ def test_a_folder_without_a_manifest_or_of_another_format(tmp_path):
     write_manifest(tmp_path, {"format": 99})
     with pytest.raises(UserError, match="format 99"):
         read_manifest(tmp_path)
-    with pytest.raises(UserError, match="no converted module"):
+    with pytest.raises(UserError, match="no stored arrays"):
         StoreReader(tmp_path)

@@ -33,10 +33,7 @@ def test_full_size_lowers_from_shapes_alone():
     assert sum(math.prod(one.shape) * one.dtype.itemsize for one in kv) == 1_073_741_824  # bytes for fifty images
 
 
-LAYER_BY_LAYER = pytest.mark.skipif(jax.__version_info__ < (0, 12), reason="older versions move all layers at once")
-
-
-@pytest.mark.parametrize("name", ["decode_text", pytest.param("evict", marks=LAYER_BY_LAYER)])
+@pytest.mark.parametrize("name", ["decode_text", "evict"])
 def test_what_is_lowered_compiles_and_updates_in_place(name, story_model, tokenizer):
     engine = StoryEngine(
         story_model, tokenizer, MultimodalSink(window=2), GenerationConfig(length=8, max_text_tokens=6)
@@ -46,7 +43,7 @@ def test_what_is_lowered_compiles_and_updates_in_place(name, story_model, tokeni
     memory = calls[name]().compile().memory_analysis()
     buffer = 2 * 2 * 2 * 1024 * 2 * 8 * 4
     assert memory.alias_size_in_bytes >= buffer
-    assert memory.temp_size_in_bytes < buffer, "a second buffer was made"
+    assert memory.temp_size_in_bytes < buffer / 2, "a second buffer was made"
 
 
 @pytest.mark.skipif(jax.__version_info__ < (0, 12), reason="older versions copy what a barrier is to protect")

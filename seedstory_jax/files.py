@@ -20,7 +20,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     else's, so that two processes that write the same file cannot mix.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.partial-", suffix=path.suffix, dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem[:100]}.partial-", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     beside = Path(name)
     try:
@@ -58,7 +58,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """An empty folder beside `path`, for the block to fill; renamed to `path` if the block ends well, else removed."""
+    """An empty folder beside `path`, for the block to fill; renamed to `path` if the block ends well, else removed.
+
+    Raises UserError if `path` is there already, and is no empty folder.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise UserError(f"{path} exists: name a new folder, or remove it first")
     beside = path.absolute().with_name(f".{path.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)  # left by a run that was killed
     beside.mkdir(parents=True)

@@ -9,12 +9,12 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from seedstory_jax.errors import UserError
+from seedstory_jax.files import atomic_path
 
 LIST = ".written-by-seedstory"
 
@@ -93,20 +93,10 @@ def written_whole(path: Path, *, by: str | None, inputs: Iterable[Path] = ()) ->
     """
     if by is not None:
         claim(path, by=by, inputs=inputs)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem[:100]}.partial-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    beside = Path(name)
-    try:
+    with atomic_path(path) as beside:
         yield beside
-        umask = os.umask(0)
-        os.umask(umask)
-        beside.chmod(0o666 & ~umask)  # as open() would have made it; mkstemp's own is private
         if by is not None:
             record(path.parent, {path.name: beside}, by)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def put_in_place(beside: Path, folder: Path, *, by: str, last: str) -> None:

@@ -18,6 +18,7 @@ from seedstory_jax.data.images import ImageTransform, decode_image, open_header
 from seedstory_jax.data.names import path_below, read_regular
 from seedstory_jax.data.storystream import Story, StoryDataset, check_bad
 from seedstory_jax.errors import UserError
+from seedstory_jax.files import write_text
 
 
 @runtime_checkable
@@ -112,9 +113,7 @@ class TfdsSource:
         listed = []
         for record in self._records:
             listed.append((record["id"].decode(), [caption.decode() for caption in record["captions"]]))
-        beside = path.with_suffix(".partial")
-        beside.write_text(json.dumps(listed))
-        beside.replace(path)
+        write_text(path, json.dumps(listed))
         return self._index()
 
     def picture(self, story: int, turn: int) -> Image.Image:

@@ -5,15 +5,14 @@ as many as there are. Their numbers are asked of the tokenizer: nothing relies o
 """
 
 import json
-import os
 import re
 import secrets
-import shutil
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
 from seedstory_jax.errors import UserError
+from seedstory_jax.files import atomic_folder, write_json
 
 BOI, EOI, INST = "<img>", "</img>", "[INST]"
 PUBLISHED_IMAGE_TOKENS = 64
@@ -216,11 +215,7 @@ def train_tokenizer(
         "pad_token": PAD,
         "clean_up_tokenization_spaces": False,
     }
-    beside = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    tokenizer.save(str(beside / "tokenizer.json"))
-    (beside / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(beside, folder)
+    with atomic_folder(folder) as beside:
+        tokenizer.save(str(beside / "tokenizer.json"))
+        write_json(beside / "tokenizer_config.json", config)
     return StoryTokenizer(folder)

@@ -17,6 +17,7 @@ from seedstory_jax.data.names import folder_name
 from seedstory_jax.errors import UserError
 from seedstory_jax.evaluation.bootstrap import Interval, bootstrap_mean
 from seedstory_jax.evaluation.stories import StoryFolder, read_story
+from seedstory_jax.files import write_json
 from seedstory_jax.generation.engine import StoryEngine
 from seedstory_jax.generation.flops import buffer_bytes
 from seedstory_jax.generation.interface import GenerationConfig
@@ -186,7 +187,7 @@ def generate_runs(
         if timed and not timing.is_file():
             progress(run, "timing")
             timing.parent.mkdir(parents=True, exist_ok=True)
-            _write(timing, time_run(engine, requests[0]))
+            write_json(timing, time_run(engine, requests[0]))
 
 
 def _missing(folder: Path, requests: Sequence[Request]) -> list[Request]:
@@ -264,10 +265,4 @@ def _agree(out: Path, setup: Setup) -> None:
             )
         return
     out.mkdir(parents=True, exist_ok=True)
-    _write(path, asked)
-
-
-def _write(path: Path, content: dict) -> None:
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    beside.replace(path)
+    write_json(path, asked)

@@ -1,12 +1,11 @@
 """Files that appear whole or not at all, and never over another unless that was asked for."""
 
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from seedstory_jax.errors import UserError
+from seedstory_jax.files import atomic_path
 
 
 def refuse_existing(target: Path, *, overwrite: bool) -> None:
@@ -28,17 +27,8 @@ def replacing(target: Path) -> Iterator[Path]:
 
     Raises UserError where the disk refuses.
     """
-    beside = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=target.suffix)
-        os.close(handle)
-        beside = Path(name)
-        yield beside
-        os.chmod(beside, 0o644)
-        os.replace(beside, target)
+        with atomic_path(target) as beside:
+            yield beside
     except OSError as error:
         raise UserError(f"{target} cannot be written ({error.strerror or error})") from error
-    finally:
-        if beside is not None:
-            beside.unlink(missing_ok=True)

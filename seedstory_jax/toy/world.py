@@ -10,9 +10,7 @@ A caption says exactly what its picture shows, so that either can be checked aga
 
 import io
 import json
-import os
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from seedstory_jax.errors import UserError
+from seedstory_jax.files import atomic_folder
 from seedstory_jax.toy.scenes import SCENES, background
 from seedstory_jax.toy.sprites import COLORS, POSES, PROPS, SIZE, TREASURES, paste, paste_character, prop, treasure
 
@@ -304,10 +303,7 @@ def build_toy_world(
         if known.is_file() and json.loads(known.read_text()) == about:
             return folder
         raise UserError(f"{folder} exists and is not the toy world asked for: remove it or name another folder")
-    beside = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    try:
+    with atomic_folder(folder) as beside:
         jobs = [
             (beside, series[number % len(series)], split, number, seed)
             for split, count in enumerate((num_train, num_val))
@@ -321,10 +317,6 @@ def build_toy_world(
         for name, part in (("train", lines[:num_train]), ("val", lines[num_train:])):
             (beside / f"{name}.jsonl").write_text("".join(line + "\n" for line in part))
         (beside / "world.json").write_text(json.dumps(about) + "\n")
-        os.replace(beside, folder)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
     return folder
 
 

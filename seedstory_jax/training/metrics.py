@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from seedstory_jax.config import WatchConfig
 from seedstory_jax.errors import UserError
+from seedstory_jax.files import write_text
 
 # Dense bfloat16 operations a second of one jax device, as vendors publish them; the first prefix that fits counts.
 PEAKS = (
@@ -139,9 +140,7 @@ class MetricsLog:
                 continue
             if row["stage"] != self.stage or row["step"] <= first:
                 kept.append(line + "\n")
-        beside = self.path.with_name("metrics.jsonl.partial")
-        beside.write_text("".join(kept))
-        beside.replace(self.path)
+        write_text(self.path, "".join(kept))
 
     def write(self, step: int, numbers: Mapping[str, float], seconds: float, rates: Mapping[str, float]) -> None:
         """Appends one line; `step_seconds` is the only field that differs between two runs, and rates are not in it."""

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import threading
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from seedstory_jax import outputs
 from seedstory_jax.chat_client import ChatClient, NoAnswer
 from seedstory_jax.data.names import folder_name
 from seedstory_jax.errors import UserError
+from seedstory_jax.files import atomic_path
 from seedstory_jax.storystream.build.keyframes import (
     VIDEOS,
     Frame,
@@ -312,10 +312,8 @@ class Build:
             for number, moment in enumerate(group):
                 place = Path("images") / folder_name(name) / f"{number:03d}{moment.picture.suffix.lower()}"
                 target = self.out / place
-                target.parent.mkdir(parents=True, exist_ok=True)
-                beside = target.with_name(f"{target.name}.partial-{os.getpid()}")
-                shutil.copyfile(moment.picture, beside)
-                os.replace(beside, target)
+                with atomic_path(target) as beside:
+                    shutil.copyfile(moment.picture, beside)
                 images.append(place.as_posix())
             records.append({"id": name, "images": images, "captions": texts})
         return write_jsonl(self.out / "stories.jsonl", records, by="build")

@@ -7,9 +7,11 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from seedstory_jax.errors import UserError
+
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -45,14 +47,14 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises UserError if there is none."""
+def read_json(path: Path, kind: type[T] = dict) -> T:
+    """The JSON object (or another `kind` of value) in a file. Raises UserError if there is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: holds no JSON object")
+    if not isinstance(value, kind):
+        raise UserError(f"{path}: holds no JSON {'object' if kind is dict else kind.__name__}")
     return value
 
 

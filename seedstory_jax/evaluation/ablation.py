@@ -17,7 +17,7 @@ from seedstory_jax.data.names import folder_name
 from seedstory_jax.errors import UserError
 from seedstory_jax.evaluation.bootstrap import Interval, bootstrap_mean
 from seedstory_jax.evaluation.stories import StoryFolder, read_story
-from seedstory_jax.files import write_json
+from seedstory_jax.files import read_json, write_json
 from seedstory_jax.generation.engine import StoryEngine
 from seedstory_jax.generation.flops import buffer_bytes
 from seedstory_jax.generation.interface import GenerationConfig
@@ -236,7 +236,7 @@ def timing_figures(run: Run, out: Path) -> dict[str, Interval]:
     path = out / "timing" / f"{run.name}.json"
     if not path.is_file():
         return {}
-    timing = json.loads(path.read_text())
+    timing = read_json(path)
     calls = timing["llm_calls"][1:]  # the first turn is the prompt
     return {
         "seconds": _one(timing["seconds"]),
@@ -256,7 +256,7 @@ def _agree(out: Path, setup: Setup) -> None:
     asked = json.loads(json.dumps({"identity": dict(setup.identity or {}), "window": setup.window}))
     path = out / SETTINGS_FILE
     if path.is_file():
-        known = json.loads(path.read_text())
+        known = read_json(path)
         differing = [key for key in asked["identity"] if known["identity"].get(key) != asked["identity"][key]]
         differing += ["window"] if known["window"] != asked["window"] else []
         if differing:

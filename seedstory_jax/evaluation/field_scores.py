@@ -12,7 +12,8 @@ from pathlib import Path
 from seedstory_jax.errors import UserError
 from seedstory_jax.evaluation.bootstrap import bootstrap_mean
 from seedstory_jax.evaluation.measure import Measurement
-from seedstory_jax.evaluation.shot_scores import Run, find_runs, read_json, read_run
+from seedstory_jax.evaluation.shot_scores import Run, find_runs, read_run
+from seedstory_jax.files import read_json
 
 MMIE_SCORE = re.compile(r"### Score.*?(-?\d+(?:\.\d+)?)", re.DOTALL)
 MMIE_KINDS = ("SA", "PBL", "MSR")  # situational analysis, project-based learning, multi-step reasoning

@@ -9,6 +9,7 @@
 Nothing is downloaded. EfficientNet-Lite0 is there without any of it where its package is installed (`efficientnet`).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def find_aesthetic(weights: Path | None = None) -> "Aesthetic | None":
     return Aesthetic(weights / "aesthetic") if weights is not None and (weights / "aesthetic").is_dir() else None
 
 
-class _Network:
+class _Network(ABC):
     """A torch model of transformers with its image processor, from a local folder."""
 
     def __init__(self, folder: Path, name: str):
@@ -70,9 +71,9 @@ class _Network:
                 rows.append(self.encode(inputs["pixel_values"]).float().numpy())
         return np.concatenate(rows)
 
+    @abstractmethod
     def encode(self, pixels):
         """Pixels [n 3 h w] -> features."""
-        raise NotImplementedError
 
 
 class Dino(_Network):

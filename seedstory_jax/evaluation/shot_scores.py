@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from seedstory_jax.errors import UserError
 from seedstory_jax.evaluation.bootstrap import Interval, bootstrap_mean
+from seedstory_jax.files import read_json
 
 BY_POSITION = ("aesthetic",)  # metrics whose rows number a story's pictures from 0; the others have the data's index
 
@@ -145,14 +145,3 @@ def _numbers(value: object, name: str = "") -> Iterator[tuple[str, float]]:
 def _number(value: object) -> float | None:
     real = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return float(value) if real else None
-
-
-def read_json(path: Path, kind: type = dict):
-    """A JSON file's value. Raises UserError if it is none or no `kind`."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(found, kind):
-        raise UserError(f"{path} holds {type(found).__name__}, expected {kind.__name__}")
-    return found

@@ -1,6 +1,5 @@
 """Runs the configured stages in order; each starts from the previous stages' checkpoints."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from seedstory_jax.convert.smollm2 import prepare
 from seedstory_jax.distributed import first_process_first, on_host
 from seedstory_jax.errors import UserError
 from seedstory_jax.features.run_data import RunData
-from seedstory_jax.files import write_json
+from seedstory_jax.files import read_json, write_json
 from seedstory_jax.models.parameters import Parameters
 from seedstory_jax.sharding import make_mesh
 from seedstory_jax.training.loop import run_stage
@@ -113,7 +112,7 @@ def check_or_write_config(config: Config, workdir: Path) -> None:
     path = workdir / CONFIG_FILE
     new = to_dict(config)
     if path.exists():
-        old = with_defaults(json.loads(path.read_text()))
+        old = with_defaults(read_json(path))
         rows = differing_keys(
             {key: old.get(key) for key in SHARED_SECTIONS}, {key: new[key] for key in SHARED_SECTIONS}
         )

@@ -50,17 +50,6 @@ def _reshape(x: np.ndarray, before: Sequence[int], after: Sequence[int]) -> np.n
     return x.reshape(tuple(after)) if x.shape == tuple(before) else x
 
 
-def padded_rows(rows: int, padded: int) -> Transform:
-    """Zero rows appended to a table of `rows` rows (a vocabulary that no mesh divides), and cut off on the way out."""
-
-    def forward(x: np.ndarray) -> np.ndarray:
-        if x.ndim == 0 or x.shape[0] != rows:
-            return x
-        return np.concatenate([x, np.zeros((padded - rows, *x.shape[1:]), x.dtype)])
-
-    return Transform(forward, lambda x: x[:rows])
-
-
 def chained(first: Transform, second: Transform) -> Transform:
     """`first`, then `second`, on the way in; undone in the other order on the way out."""
     return Transform(lambda x: second.forward(first.forward(x)), lambda x: first.inverse(second.inverse(x)))

@@ -296,11 +296,6 @@ def published_vae_config(config: VAEConfig, sample_size: int = 1024) -> dict[str
     )
 
 
-def published_perceiver_config(config: PerceiverConfig) -> dict[str, Any]:
-    """The constructor arguments of `ResamplerXLV2`."""
-    return {name: getattr(config, name) for name in _PERCEIVER_SAME}
-
-
 def published_scheduler_config(config: SchedulerConfig) -> dict[str, Any]:
     """The scheduler's `scheduler_config.json`, as diffusers reads it."""
     own = {name: getattr(config, name) for name in _SCHEDULER_SAME}

@@ -1,13 +1,11 @@
 """Names of the published story model (`ContinuousLVLM`): `llm.` (a peft-wrapped LLaMA) and the two resamplers."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from seedstory_jax.convert.llama import LLAMA_IGNORE, Naming, llama_config_from_published, llama_rules
 from seedstory_jax.convert.resampler import resampler_config_from_published, resampler_rules
 from seedstory_jax.convert.rules import Rule, prefixed
-from seedstory_jax.models.llama import LlamaConfig
 from seedstory_jax.models.story_mllm import StoryMLLMConfig
 
 # SEED-X's positions of a picture's patches, which SEED-Story's model does not have and its loader passes over.
@@ -40,9 +38,3 @@ def story_config_from_published(config: Mapping[str, Any]) -> StoryMLLMConfig:
         lm_loss_scale=config.get("lm_loss_scale", 1.0),
         feature_loss_scale=config.get("rec_loss_scale", 1.0),
     )
-
-
-def without_lora(config: StoryMLLMConfig) -> StoryMLLMConfig:
-    """The config of the same model after its adapters were merged."""
-    llama: LlamaConfig = dataclasses.replace(config.llama, lora=None)
-    return dataclasses.replace(config, llama=llama)

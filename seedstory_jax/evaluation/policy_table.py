@@ -4,9 +4,6 @@ Records are dicts, one a frame: `policy`, `story`, `frame` (its index in the sto
 judgements (bool, share or None where the question does not arise), such as a `probe.FrameScore` as a dict.
 """
 
-import csv
-import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -140,20 +137,6 @@ def _interval(records: Sequence[Mapping], metric: str, first: int, last: int) ->
 def title_of(metric: str) -> str:
     """A metric's name in words."""
     return TITLES.get(metric, metric.replace("_", " "))
-
-
-def to_json(table: PolicyTable) -> str:
-    """The table and its curves."""
-    return json.dumps(asdict(table), indent=1) + "\n"
-
-
-def to_csv(table: PolicyTable) -> str:
-    """One line a cell: policy, frames, metric, mean, low, high, count."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ("policy", "frames", "metric", "mean", "low", "high", "count"), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table.rows())
-    return text.getvalue()
 
 
 def to_markdown(table: PolicyTable) -> str:

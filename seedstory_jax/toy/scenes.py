@@ -18,11 +18,6 @@ def _ground(sky, ground, edge=None) -> Canvas:
     return c
 
 
-def _cloud(c: Canvas, x, y, color=(255, 255, 255)) -> None:
-    c.ellipse(x, y, 5, 3, color)
-    c.ellipse(x + 5, y + 1, 5, 2.5, color)
-
-
 def _farm() -> Canvas:
     c = _ground((150, 214, 250), (214, 186, 92), (186, 152, 64))
     c.rect(15, 24, 49, 44, (184, 64, 52))

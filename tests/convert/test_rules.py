@@ -8,13 +8,11 @@ from seedstory_jax.convert.rules import (
     LINEAR,
     Rule,
     WeightsError,
-    chained,
     contiguous,
     export_tensors,
     flat_params,
     flat_shapes,
     load_tensors,
-    padded_rows,
     prefixed,
     reshaped,
 )
@@ -102,8 +100,6 @@ def test_a_partial_checkpoint_keeps_the_rest():
         (LINEAR, (4, 3)),
         (CONV, (5, 4, 3, 2)),
         (reshaped((6, 2), (3, 4)), (6, 2)),
-        (padded_rows(5, 8), (5, 2)),
-        (chained(padded_rows(5, 8), LINEAR), (5, 2)),
     ],
 )
 def test_transforms_undo_themselves(transform, shape):
@@ -118,10 +114,6 @@ def test_a_copy_in_row_order_has_the_same_numbers(shape):
     np.testing.assert_array_equal(copy, x.T)
     assert copy.flags.c_contiguous
     assert copy.dtype == np.float64
-
-
-def test_padding_is_zero():
-    assert padded_rows(5, 8).forward(numbers((5, 2)))[5:].tolist() == [[0, 0]] * 3
 
 
 def test_a_regular_expression_without_a_template_must_be_plain():

@@ -9,8 +9,6 @@ from seedstory_jax.convert.rules import export_names, export_tensors, flat_shape
 from seedstory_jax.convert.sdxl import (
     detokenizer_config_from_published,
     detokenizer_rules,
-    perceiver_config_from_published,
-    published_perceiver_config,
     published_scheduler_config,
     published_unet_config,
     published_vae_config,
@@ -23,7 +21,6 @@ from seedstory_jax.convert.sdxl import (
 from seedstory_jax.errors import UserError
 from seedstory_jax.models.sdxl.detokenizer import Detokenizer
 from seedstory_jax.models.sdxl.noise_schedule import SchedulerConfig
-from seedstory_jax.models.sdxl.perceiver import PerceiverConfig
 from seedstory_jax.models.sdxl.unet import UNet, UNetConfig
 from seedstory_jax.models.sdxl.vae import VAE, VAEConfig
 
@@ -87,10 +84,9 @@ def test_older_names_of_the_vae_attention_are_read(fixtures_dir):
     [
         (UNetConfig(), published_unet_config, unet_config_from_published),
         (VAEConfig(latent_channels=16), published_vae_config, vae_config_from_published),
-        (PerceiverConfig(depth=2), published_perceiver_config, perceiver_config_from_published),
         (SchedulerConfig(steps_offset=0), published_scheduler_config, scheduler_config_from_published),
     ],
-    ids=["unet", "vae", "perceiver", "scheduler"],
+    ids=["unet", "vae", "scheduler"],
 )
 def test_configs_survive_json(config, write, read):
     assert read(json.loads(json.dumps(write(config)))) == config

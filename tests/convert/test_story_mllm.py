@@ -8,7 +8,7 @@ from flax import nnx
 
 from seedstory_jax.convert.llama import LORA_PATHS, llama_rules
 from seedstory_jax.convert.rules import export_tensors, load_tensors
-from seedstory_jax.convert.story_mllm import STORY_IGNORE, story_config_from_published, story_rules, without_lora
+from seedstory_jax.convert.story_mllm import STORY_IGNORE, story_config_from_published, story_rules
 from seedstory_jax.models.llama import LlamaConfig
 from seedstory_jax.models.lora import LoRAConfig
 from seedstory_jax.models.resampler import ResamplerConfig
@@ -45,7 +45,7 @@ def test_base_model_then_what_was_trained():
     """A bare LLaMA first, then a checkpoint of the trained part over it: together they are the whole."""
     whole = random()
     rules = story_rules(CONFIG)
-    bare = without_lora(CONFIG).llama
+    bare = dataclasses.replace(CONFIG.llama, lora=None)
     base = export_tensors(whole.llama, llama_rules(bare, naming="plain"), partial=True)
     assert "model.layers.0.self_attn.q_proj.weight" in base
     published = export_tensors(whole, rules)

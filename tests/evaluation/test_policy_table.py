@@ -1,9 +1,5 @@
-import csv
-import io
-import json
-
 from seedstory_jax.evaluation.bootstrap import Interval
-from seedstory_jax.evaluation.policy_table import policy_table, records_of, to_csv, to_json, to_markdown
+from seedstory_jax.evaluation.policy_table import policy_table, records_of, to_markdown
 from seedstory_jax.report.tables import figures_html, policy_table_html
 from seedstory_jax.toy.probe import FrameScore
 
@@ -41,9 +37,6 @@ def test_scores_of_the_probe_and_questions_that_never_arise():
 def test_writers_agree():
     made = [*records("window"), *records("a|b <i>", right=lambda story, frame: story == 0)]
     table = policy_table(made)
-    rows = list(csv.DictReader(io.StringIO(to_csv(table))))
-    assert len(rows) == 2 * 4 * 2 and rows[0]["policy"] == "window" and float(rows[0]["mean"]) == 1.0
-    assert json.loads(to_json(table))["cells"]["a|b <i>"]["2-10"]["well_formed"]["count"] == 27
     lines = to_markdown(table).splitlines()
     assert len(lines) == 6 and all(line.replace("\\|", "").count("|") == 7 for line in lines)
     html = policy_table_html(table)

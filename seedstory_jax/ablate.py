@@ -21,6 +21,7 @@ from seedstory_jax.evaluation.ablation import Run, Setup, generate_runs, plan_ru
 from seedstory_jax.evaluation.bootstrap import Interval
 from seedstory_jax.evaluation.clip_score import ClipScore
 from seedstory_jax.evaluation.measure import Measurement, Tools, measure
+from seedstory_jax.evaluation.perplexity import Perplexity
 from seedstory_jax.evaluation.pretrained import find_aesthetic, find_encoders
 from seedstory_jax.evaluation.prompts import open_dataset, prompts_of, true_stories, whole_numbers
 from seedstory_jax.generation.policies import POLICIES
@@ -53,6 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--clip", type=Path, help="a local CLIP folder, for the CLIP score")
     parser.add_argument("--inception", type=Path, help="local Inception weights, for FID")
+    parser.add_argument("--perplexity", action="store_true", help="of captions, by SmolLM2-135M (docs/benchmarks.md)")
     parser.add_argument("--weights", type=Path, help="local weights of dino, clip, csd and aesthetic, a folder each")
     parser.add_argument("--out", type=Path, required=True)
     flags, overrides = parser.parse_strictly(arguments)
@@ -66,6 +68,7 @@ def main(arguments: Sequence[str]) -> int:
         inception=flags.inception,
         encoders=find_encoders(flags.weights),
         aesthetic=find_aesthetic(flags.weights),
+        perplexity=Perplexity() if flags.perplexity else None,
     )
     system = load(flags.workdir, load_config(flags.config, overrides) if flags.config else None)
     dataset = open_dataset(system, flags.stories, flags.image_root)

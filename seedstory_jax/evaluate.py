@@ -35,6 +35,7 @@ from seedstory_jax.evaluation.judge import ASPECTS, SEGMENTS, Question, comparis
 from seedstory_jax.evaluation.judge_client import Answer, Judge, JudgeConfig
 from seedstory_jax.evaluation.layouts import read_published
 from seedstory_jax.evaluation.measure import Tools, measure
+from seedstory_jax.evaluation.perplexity import Perplexity
 from seedstory_jax.evaluation.pretrained import find_aesthetic, find_encoders
 from seedstory_jax.evaluation.prompts import open_dataset, true_stories
 from seedstory_jax.evaluation.stories import StoryFolder, common_stories, read_stories
@@ -69,6 +70,7 @@ def compare(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--clip", type=Path, help="a local CLIP folder, for the CLIP score")
     parser.add_argument("--inception", type=Path, help="local Inception weights, for FID")
+    parser.add_argument("--perplexity", action="store_true", help="of captions, by SmolLM2-135M (docs/benchmarks.md)")
     parser.add_argument("--weights", type=Path, help="local weights of dino, clip, csd and aesthetic, a folder each")
     parser.add_argument("--out", type=Path, required=True)
     flags, _ = parser.parse_strictly(arguments)
@@ -79,6 +81,7 @@ def compare(arguments: Sequence[str]) -> int:
     systems = _shared(read_systems(flags.systems, flags.captions))
     clip = ClipScore(flags.clip) if flags.clip else None
     encoders, aesthetic = find_encoders(flags.weights), find_aesthetic(flags.weights)
+    perplexity = Perplexity() if flags.perplexity else None
     system = load(flags.workdir) if flags.workdir else None
     names = [story.name for story in next(iter(systems.values()))]
     reference: list[StoryFolder] = []
@@ -94,6 +97,7 @@ def compare(arguments: Sequence[str]) -> int:
         inception=flags.inception,
         encoders=encoders,
         aesthetic=aesthetic,
+        perplexity=perplexity,
     )
     with tqdm(total=len(systems) * len(names), desc="measuring", unit="story") as bar:
         measured = measure(systems, tools, reference=reference, progress=lambda *_: bar.update(1))

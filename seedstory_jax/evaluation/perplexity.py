@@ -17,7 +17,7 @@ SEPARATOR = "\n"  # after each caption; what it costs counts nowhere
 
 
 class Perplexity:
-    """Captions of a story -> the perplexity of each, given all before it that fit: exp of the mean loss of its tokens."""
+    """Captions of a story -> the perplexity of each given those before it: exp of the mean loss of its tokens."""
 
     def __init__(self, context: int = CONTEXT) -> None:
         """`context` tokens are read at once. Raises UserError if SmolLM2 is not installed."""
@@ -36,7 +36,7 @@ class Perplexity:
             for number in range(first, end):
                 spans[number] = slice(len(ids), len(ids) + len(captions[number]))
                 ids += captions[number] + between
-            ids = ids[:self.context]  # the last separator may be one too many
+            ids = ids[: self.context]  # the last separator may be one too many
             losses = np.asarray(_losses(self.llama, jnp.asarray([ids + [0] * (self.context - len(ids))])))[0]
             for number in range(scored, end):
                 if captions[number]:

@@ -14,6 +14,7 @@ from seedstory_jax.models.llama_inference import InferenceLlama
 from seedstory_jax.models.lora import LoRAConfig
 from seedstory_jax.models.qwen_vit import QwenViT, QwenViTConfig
 from seedstory_jax.models.resampler import QwenResampler, ResamplerConfig
+from seedstory_jax.models.sdxl.linear_skip import LinearSkipVAE
 from seedstory_jax.models.sdxl.perceiver import Perceiver, PerceiverConfig
 from seedstory_jax.models.sdxl.unet import UNet, UNetConfig
 from seedstory_jax.models.sdxl.vae import VAE, VAEConfig
@@ -132,8 +133,9 @@ def test_unet():
 @pytest.mark.parametrize("linear_skip", [False, True])
 def test_vae(linear_skip):
     config = dataclasses.replace(VAE_TINY, linear_skip=linear_skip)
-    encode = counted(lambda rngs: VAE(config, rngs=rngs), lambda vae, x: vae.encode(x), of(1, 32, 48, 3))
-    decode = counted(lambda rngs: VAE(config, rngs=rngs), lambda vae, x: vae.decode(x), of(1, 8, 12, 4))
+    make = LinearSkipVAE if linear_skip else VAE
+    encode = counted(lambda rngs: make(config, rngs=rngs), lambda vae, x: vae.encode(x), of(1, 32, 48, 3))
+    decode = counted(lambda rngs: make(config, rngs=rngs), lambda vae, x: vae.decode(x), of(1, 8, 12, 4))
     close(flops.vae_encode(config, 32, 48), encode)
     close(flops.vae_decode(config, 8, 12), decode)
 

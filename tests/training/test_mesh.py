@@ -33,7 +33,8 @@ from seedstory_jax.config import to_dict
 def get_config():
     two = {{"steps": 2, "batch_size": 8, "save_every": 100}}
     return to_dict(micro_config(
-        tokenizer={{**two, "vae_steps": 2, "vae_batch_size": 8}},
+        vae=two,
+        vit=two,
         detokenizer=two,
         story={{"steps": 4, "batch_size": 8, "init_from": "none"}},
         adapt={{**two, "images_per_row": 1}},

@@ -29,7 +29,7 @@ class VAEConfig:
     layers_per_block: Positive = 2  # resnets a level on the way down; one more on the way up
     norm_num_groups: Positive = 32  # groups of each group norm
     scaling_factor: AboveZero = 0.13025  # latents are multiplied by it, which brings them near unit variance
-    linear_skip: bool = False  # a linear path beside the convolutions: the toy's short cut, SD-XL has none
+    linear_skip: bool = False  # of small VAEs (`linear_skip.LinearSkipVAE`); SD-XL has none
     dtype: Floating = "float32"  # compute dtype
 
     @property
@@ -167,10 +167,6 @@ class VAE(nnx.Module):
         moments, latents = 2 * config.latent_channels, config.latent_channels
         self.quant_conv = conv(moments, moments, kernel=1, dtype=config.dtype, rngs=rngs)
         self.post_quant_conv = conv(latents, latents, kernel=1, dtype=config.dtype, rngs=rngs)
-        if config.linear_skip:
-            pixels = config.downscale**2 * config.in_channels
-            self.skip_encode = linear(pixels, latents, dtype=config.dtype, rngs=rngs)
-            self.skip_decode = linear(latents, pixels, dtype=config.dtype, rngs=rngs)
 
     def encode(self, images: Float[Array, "b h w c"]) -> tuple[Float[Array, "b hl wl l"], Float[Array, "b hl wl l"]]:
         """Images in [-1, 1] -> mean and log variance of their (unscaled) latents.
@@ -181,16 +177,11 @@ class VAE(nnx.Module):
         if height % self.config.downscale or width % self.config.downscale:
             raise ValueError(f"VAE.encode: {height} x {width} pixels, must be multiples of {self.config.downscale}")
         mean, logvar = jnp.split(self.quant_conv(self.encoder(images)), 2, axis=-1)
-        if self.config.linear_skip:
-            mean = mean + self.skip_encode(to_patches(images, self.config.downscale))
         return mean, jnp.clip(logvar, *LOGVAR_RANGE)
 
     def decode(self, latents: Float[Array, "b hl wl l"]) -> Float[Array, "b h w o"]:
         """Unscaled latents -> images, roughly in [-1, 1] (not clamped)."""
-        images = self.decoder(self.post_quant_conv(latents))
-        if self.config.linear_skip:
-            images = images + from_patches(self.skip_decode(latents), self.config.downscale)
-        return images
+        return self.decoder(self.post_quant_conv(latents))
 
     def scale(self, latents: Float[Array, "b hl wl l"]) -> Float[Array, "b hl wl l"]:
         """The latents as the UNet sees them, of about unit variance."""
@@ -199,20 +190,6 @@ class VAE(nnx.Module):
     def unscale(self, latents: Float[Array, "b hl wl l"]) -> Float[Array, "b hl wl l"]:
         """The inverse of `scale`."""
         return latents / self.config.scaling_factor
-
-
-def to_patches(images: Float[Array, "b h w c"], side: int) -> Float[Array, "b hl wl p"]:
-    """Square patches of `side` pixels as vectors: p = side * side * c."""
-    batch, height, width, channels = images.shape
-    x = images.reshape(batch, height // side, side, width // side, side, channels)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // side, width // side, -1)
-
-
-def from_patches(patches: Float[Array, "b hl wl p"], side: int) -> Float[Array, "b h w c"]:
-    """The inverse of `to_patches`."""
-    batch, rows, columns, _ = patches.shape
-    x = patches.reshape(batch, rows, columns, side, side, -1)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * side, columns * side, -1)
 
 
 def sample_latents(

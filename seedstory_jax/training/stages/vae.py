@@ -16,7 +16,8 @@ from seedstory_jax.data.pipeline import ALL_ROWS
 from seedstory_jax.distributed import on_host
 from seedstory_jax.features.run_data import RunData
 from seedstory_jax.models.parameters import Parameters
-from seedstory_jax.models.sdxl.vae import sample_latents, to_patches
+from seedstory_jax.models.sdxl.linear_skip import to_patches
+from seedstory_jax.models.sdxl.vae import sample_latents
 from seedstory_jax.training.preview_images import PREVIEW_IMAGES, write_grid
 from seedstory_jax.training.stage import Stage, StageSpec
 from seedstory_jax.training.trainable import trainable_names

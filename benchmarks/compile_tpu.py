@@ -10,6 +10,7 @@ chip's memory, collectives are counted in the program's text (those in a loop ov
 
 import argparse
 import collections
+import contextlib
 import dataclasses
 import json
 import os
@@ -27,7 +28,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from seedstory_jax.checkpoints.parts import build, part_shapes
+from seedstory_jax.checkpoints.parts import PARTS, build, part_shapes
 from seedstory_jax.config import Config, load_config
 from seedstory_jax.generation import decode
 from seedstory_jax.generation.aot import lower_programs
@@ -38,7 +39,6 @@ from seedstory_jax.generation.scheduler import euler_schedule
 from seedstory_jax.models.layer_stack import activation_axes
 from seedstory_jax.models.parameters import abstract_parameters, under_prefix, with_prefix
 from seedstory_jax.models.sdxl.unet import UNet
-from seedstory_jax.models.sdxl.vae import VAE
 from seedstory_jax.models.story_mllm import StoryMLLM
 from seedstory_jax.sharding import ACTIVATIONS, SAMPLING, batch_sharding, make_mesh, parameter_shardings, sampling_mesh
 from seedstory_jax.training.dry_run import lower_step
@@ -130,7 +130,7 @@ def unet_step(config: Config, mesh: Mesh) -> jax.stages.Lowered:
 def vae_decode(config: Config, mesh: Mesh) -> jax.stages.Lowered:
     """Latents to pixels, an image at a time on every device."""
     model, count = config.model, config.sample.batch_size
-    module_def, shapes = abstract_parameters(lambda rngs: VAE(model.vae, rngs=rngs))
+    module_def, shapes = abstract_parameters(PARTS["vae"](model))
     devices, parameters = every_device(mesh, shapes, model.vae.dtype)
     side = model.image_size // model.vae.downscale
     rows = P("images")
@@ -182,7 +182,8 @@ def measure(name: str, config: Config, topology: str, folder: Path | None) -> di
 
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     mesh = make_mesh(config.mesh, devices)
-    lowered = PROGRAMS[name](config, mesh)
+    with contextlib.redirect_stdout(sys.stderr):  # what a stage says of its rows; stdout is for JSON lines
+        lowered = PROGRAMS[name](config, mesh)
     started = time.perf_counter()
     row = {"program": name, "topology": topology, "devices": len(devices)}
     try:

@@ -168,11 +168,6 @@ def _variable(node, path: tuple) -> nnx.Variable:
     return node
 
 
-def flat_shapes(module: nnx.Module) -> dict[str, tuple[int, ...]]:
-    """Shape of every parameter by dotted path; works on abstract modules (`nnx.eval_shape`)."""
-    return {path: tuple(variable.get_value().shape) for path, variable in flat_params(module).items()}
-
-
 def shape_of(tensors: Mapping[str, np.ndarray], name: str) -> tuple[int, ...]:
     """Shape of one tensor, without reading it where the mapping knows better (`tensors.shape(name)`)."""
     shape = getattr(tensors, "shape", None)

@@ -10,7 +10,6 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from seedstory_jax.data.images import ImageTransform, decode_image
+from seedstory_jax.data.images import decode_image
 from seedstory_jax.data.names import path_below, path_fault, read_regular
 from seedstory_jax.errors import UserError
 
@@ -246,21 +245,6 @@ class StoryDataset(Sequence[Story]):
     def captions(self) -> list[str]:
         """Every caption, story by story."""
         return [caption for story in self.stories for caption in story.captions]
-
-    def read_pictures(self, transform: ImageTransform, *, threads: int = 2) -> np.ndarray:
-        """All pictures in memory, uint8[n size size 3]: for small datasets such as the toy's.
-
-        Raises UserError for the first that cannot be read.
-        """
-        wanted = [(story, turn) for story in self.stories for turn in range(len(story))]
-        pictures = np.empty((len(wanted), transform.size, transform.size, 3), np.uint8)
-
-        def read(number: int) -> None:
-            pictures[number] = transform.pixels(self.picture(*wanted[number]))
-
-        with ThreadPoolExecutor(max(threads, 1)) as pool:  # decoding lets go of the interpreter's lock
-            list(pool.map(read, range(len(wanted))))
-        return pictures
 
 
 def check_bad(bad: Sequence[str], max_bad: int) -> None:

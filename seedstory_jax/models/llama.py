@@ -206,29 +206,6 @@ class Llama(nnx.Module):
         return constrain(jnp.where(real, scores, MASKED_LOGIT), "btv")
 
 
-def merge_lora(llama: Llama) -> Llama:
-    """The same function without adapters: each kernel becomes W + (alpha / rank) · A B, summed in float32.
-
-    Sampling uses it: an adapter costs two small products a projection and token. The kernels keep their dtype; the
-    other parameters are shared, not copied. Under `jax.jit`, split before and merge after.
-    """
-    lora = llama.config.lora
-    if lora is None:
-        return llama
-    config = dataclasses.replace(llama.config, lora=None)
-    graph, state = nnx.split(nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0))))
-    source = dict(nnx.to_flat_state(nnx.state(llama)))
-    merged = []
-    for path, variable in nnx.to_flat_state(state):
-        value = source[path][...]
-        if (*path[:-1], "lora_a") in source:
-            low, high = (source[*path[:-1], name][...].astype(jnp.float32) for name in ("lora_a", "lora_b"))
-            delta = lora.scale * jnp.einsum("lir,lro->lio", low, high)
-            value = (value.astype(jnp.float32) + delta).astype(value.dtype)
-        merged.append((path, variable.replace(value)))
-    return nnx.merge(graph, nnx.from_flat_state(merged))
-
-
 def causal_mask(attention_mask: Bool[Array, "b t"]) -> Bool[Array, "b t t"]:
     """Token t reads the real tokens s <= t. Rows of padding read what is real before them, or nothing."""
     length = attention_mask.shape[1]

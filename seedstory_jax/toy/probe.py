@@ -8,7 +8,7 @@ pictures are judged by what they show and not by their edges. True pictures scor
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from multiprocessing import get_context
 
@@ -29,7 +29,6 @@ from seedstory_jax.toy.world import (
     parse_caption,
 )
 
-RANGES = ((2, 10), (11, 20), (21, 30))  # frames of the reported table, counted from 1, both ends included
 SHARED_OUT = 40  # drawn stories from which on more processes judge sooner than one, their start included
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1
 
@@ -237,22 +236,3 @@ def _judge_picture(facts: FrameFacts, shown: Shown, before: tuple[FrameFacts, Sh
 def _share(values) -> float:
     values = list(values)
     return sum(values) / len(values)
-
-
-def summarise(
-    stories: Sequence[Sequence[FrameScore]], ranges: Sequence[tuple[int, int]] = (*RANGES, (2, 30))
-) -> dict[str, dict[str, float | None]]:
-    """Means over many stories: {"2-10": {"well_formed": .99, ...}, ...}; frames are counted from 1.
-
-    None where no frame of a range answers a question.
-    """
-    table: dict[str, dict[str, float | None]] = {}
-    for first, last in ranges:
-        scores = [score for story in stories for score in story[first - 1 : last]]
-        row = {}
-        for field in fields(FrameScore):
-            values = [getattr(score, field.name) for score in scores]
-            values = [float(value) for value in values if value is not None]
-            row[field.name] = sum(values) / len(values) if values else None
-        table[f"{first}-{last}"] = row
-    return table

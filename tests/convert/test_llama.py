@@ -18,7 +18,8 @@ from seedstory_jax.convert.llama import (
 )
 from seedstory_jax.convert.rules import export_tensors, load_tensors
 from seedstory_jax.errors import UserError
-from seedstory_jax.models.llama import Llama, LlamaConfig, causal_mask, merge_lora
+from seedstory_jax.models.llama import Llama, LlamaConfig, causal_mask
+from seedstory_jax.models.llama_inference import InferenceLlama
 from seedstory_jax.models.lora import LoRAConfig
 
 TINY = LlamaConfig(
@@ -67,7 +68,7 @@ def loaded(config: LlamaConfig, tensors, **kwargs) -> Llama:
     return llama
 
 
-def logits(llama: Llama, ids: np.ndarray) -> np.ndarray:
+def logits(llama: Llama | InferenceLlama, ids: np.ndarray) -> np.ndarray:
     graph, state = nnx.split(llama)
 
     @jax.jit
@@ -163,7 +164,7 @@ def test_todays_peft_in_and_out_and_merged():
     llama = loaded(TINY, tensors)
     reference = torch_logits(model, ids_for(TINY))
     close(logits(llama, ids_for(TINY)), reference)
-    close(logits(merge_lora(llama), ids_for(TINY)), reference)
+    close(logits(InferenceLlama(llama), ids_for(TINY)), reference)
     exported = export_tensors(llama, llama_rules(TINY, naming="peft"))
     assert exported.keys() == {name for name in tensors if "original_module" not in name}
     for name, tensor in exported.items():

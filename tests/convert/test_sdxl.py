@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from seedstory_jax.convert.rules import export_names, export_tensors, flat_shapes, load_tensors, place
+from seedstory_jax.convert.rules import export_names, export_tensors, flat_params, load_tensors, place
 from seedstory_jax.convert.sdxl import (
     detokenizer_config_from_published,
     detokenizer_rules,
@@ -37,7 +37,8 @@ def test_full_size_names_and_shapes_are_diffusers_own(name, module, config, publ
     with torch.device("meta"):
         theirs = getattr(diffusers, name).from_config(published(config)).state_dict()
     tensors = {key: np.broadcast_to(np.float32(0), tuple(value.shape)) for key, value in theirs.items()}
-    shapes = flat_shapes(nnx.eval_shape(lambda: module(config, rngs=nnx.Rngs(0))))
+    abstract = flat_params(nnx.eval_shape(lambda: module(config, rngs=nnx.Rngs(0))))
+    shapes = {path: variable.get_value().shape for path, variable in abstract.items()}
     place(shapes, tensors, rules)
     assert set(export_names(shapes, rules)) == set(theirs)
 

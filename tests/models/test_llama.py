@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from seedstory_jax.models.llama import Llama, LlamaConfig, causal_mask, merge_lora
+from seedstory_jax.models.llama import Llama, LlamaConfig, causal_mask
 from seedstory_jax.models.lora import LoRAConfig
 
 TINY = LlamaConfig(
@@ -89,19 +89,6 @@ def test_remat_changes_nothing(llama):
 
     for ours, wanted in zip(gradient(remat="full"), gradient(), strict=True):
         np.testing.assert_allclose(ours, wanted, rtol=1e-3, atol=1e-6)
-
-
-def test_merged_adapters_give_the_same_function(llama):
-    ids, positions, mask = tokens()
-    graph, state = nnx.split(llama)
-    merged_graph, _ = nnx.split(nnx.eval_shape(lambda: merge_lora(nnx.merge(graph, state))))
-    merged = nnx.merge(merged_graph, jax.jit(lambda state: nnx.split(merge_lora(nnx.merge(graph, state)))[1])(state))
-    assert merged.config.lora is None
-    assert not any("lora" in str(path[-1]) for path, _ in nnx.to_flat_state(nnx.state(merged)))
-    plain = run(llama, ids, positions, mask)
-    np.testing.assert_allclose(run(merged, ids, positions, mask), plain, rtol=1e-4, atol=1e-5)
-    without = make(dataclasses.replace(TINY, lora=None))
-    assert merge_lora(without) is without
 
 
 def test_padded_vocabulary_is_invisible(llama):

@@ -23,7 +23,7 @@ from benchmarks.middle import TEXT_TOKENS, middle_config, middle_model, prompt
 from seedstory_jax.generation.engine import StoryEngine
 from seedstory_jax.generation.flops import buffer_bytes, turn_cost
 from seedstory_jax.generation.interface import GenerationConfig
-from seedstory_jax.generation.policies import POLICIES, Window, make_policy
+from seedstory_jax.generation.policies import PUBLISHED, Window, make_policy
 
 
 class Contestant:
@@ -84,7 +84,7 @@ class Contestant:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sequences", default="25,50")
-    parser.add_argument("--policies", default=",".join(POLICIES))
+    parser.add_argument("--policies", default=",".join(PUBLISHED))
     parser.add_argument("--stories", type=int, default=1, help="generated at a time")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--width", type=int, default=512)

@@ -2,11 +2,13 @@
 
     seedstory ablate --workdir=runs/toy --out=out/ablation --length=30 --num_stories=20
     seedstory ablate --workdir=... --stories=val.jsonl --policies=dense,window,multimodal_sink
-        --length=25,50 --sweep=image_head=0,4,8 --sweep=cap=4,16 --out=DIR [--clip=DIR] [--inception=FILE]
+        --length=25,50 --grid='window=4,8 x image_sink_cap=0,8' --out=DIR [--clip=DIR] [--inception=FILE]
+    seedstory ablate --workdir=... --policies='sink(start=1),mine.py:EveryOther(window=4)' --out=DIR
 
-Run again with the same --out it goes on where it stopped; with more stories, lengths or sweeps it adds what is new.
+Run again with the same --out it goes on where it stopped; with more stories, lengths or grids it adds what is new.
 """
 
+import argparse
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -17,14 +19,23 @@ from tqdm import tqdm
 from seedstory_jax import cli, outputs
 from seedstory_jax.checkpoints.readers import fingerprint
 from seedstory_jax.config import load_config, to_dict
-from seedstory_jax.evaluation.ablation import Run, Setup, generate_runs, plan_runs, read_run, timing_figures
+from seedstory_jax.errors import UserError
+from seedstory_jax.evaluation.ablation import (
+    DEFAULT_POLICIES,
+    Run,
+    Setup,
+    generate_runs,
+    plan_runs,
+    read_run,
+    timing_figures,
+)
 from seedstory_jax.evaluation.bootstrap import Interval
 from seedstory_jax.evaluation.clip_score import ClipScore
 from seedstory_jax.evaluation.measure import Measurement, Tools, measure
 from seedstory_jax.evaluation.perplexity import Perplexity
 from seedstory_jax.evaluation.pretrained import find_aesthetic, find_encoders
 from seedstory_jax.evaluation.prompts import open_dataset, prompts_of, true_stories, whole_numbers
-from seedstory_jax.generation.policies import POLICIES
+from seedstory_jax.generation.policy_names import split_list
 from seedstory_jax.generation.story_files import Request
 from seedstory_jax.pipeline import StoryPipeline, load
 from seedstory_jax.report.contact_sheet import write_contact_sheet
@@ -39,12 +50,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--stories", type=Path, help="a StoryStream .jsonl; default: the workdir's validation stories")
     parser.add_argument("--image_root", type=Path, help="folder of the stories' pictures; default: the file's own")
-    parser.add_argument("--policies", default=",".join(POLICIES))
+    policies = "names with settings, sink(start=1,positions=absolute); FILE.py:CLASS of your own; or all"
+    parser.add_argument("--policies", default=",".join(DEFAULT_POLICIES), help=policies)
     parser.add_argument("--length", default="25", help="frames a story, one or more: 25,50")
     parser.add_argument("--num_stories", type=int, default=20, help="prompts a run; 0 takes all")
     parser.add_argument("--drawn", type=int, help="of these, how many get pictures; default: all; 0 is text only")
-    sweeps = "image_head=0,4,8; also image_tail, start, window, cap, positions; may be given several times"
-    parser.add_argument("--sweep", action="append", default=[], help=sweeps)
+    grid = "window=4,8 x image_sink_cap=0,8: a row more a point, where a policy has the setting; may be repeated"
+    parser.add_argument("--grid", action="append", default=[], help=grid)
+    parser.add_argument("--sweep", help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="denoising steps")
     parser.add_argument("--guidance", type=float)
@@ -61,8 +74,10 @@ def main(arguments: Sequence[str]) -> int:
     outputs.claim(
         *(flags.out / name for name in ("ablation.json", "ablation.md", "ablation.csv", "index.html")), by="report"
     )
+    if flags.sweep is not None:
+        raise UserError("--sweep is --grid now: write --grid='window=4,8 x head=0:0,4:8'")
     lengths = whole_numbers(flags.length, "length")
-    runs = plan_runs([name for name in flags.policies.split(",") if name], flags.sweep, lengths)
+    runs = plan_runs(split_list(flags.policies), flags.grid, lengths)
     tools = Tools(
         clip=ClipScore(flags.clip) if flags.clip else None,
         inception=flags.inception,
@@ -106,9 +121,7 @@ def generate_ablation(
         model=system.story_model,
         tokenizer=system.tokenizer,
         generation=system.generation_config(seed=seed, allow_end=False),
-        window=system.config.sample.window,
-        head=system.config.sample.head,
-        tail=system.config.sample.tail,
+        sample=system.config.sample,
         render=None if drawn == 0 else lambda *images: system.renderer.render(*images, **rendering),
         identity=identity_of(system, rendering),
     )
@@ -142,15 +155,15 @@ def write_ablation(
     sections, found = [], {}
     for length in dict.fromkeys(run.length for run in runs):
         own = [run for run in runs if run.length == length]
-        stories = {run.variant.name: read_run(run, out, names) for run in own}
+        stories = {run.label: read_run(run, out, names) for run in own}
         cut = [dataclasses.replace(s, texts=s.texts[:length], images=s.images[:length]) for s in reference]
         with tqdm(total=len(own) * len(names), desc=f"measuring {length}", unit="story", mininterval=1.0) as bar:
             measured = measure(stories, tools, reference=cut, progress=lambda system, story, bar=bar: bar.update(1))
-        figures = {run.variant.name: {**timing_figures(run, out), **measured.figures[run.variant.name]} for run in own}
+        figures = {run.label: {**timing_figures(run, out), **measured.figures[run.label]} for run in own}
         sheets = {}
         for run in own:
-            sheet = write_contact_sheet(out / "sheets" / f"{run.name}.png", stories[run.variant.name])
-            sheets |= {run.variant.name: sheet} if sheet else {}
+            sheet = write_contact_sheet(out / "sheets" / f"{run.name}.png", stories[run.label])
+            sheets |= {run.label: sheet} if sheet else {}
         measured = found[length] = Measurement(measured.records, _without_empty(figures))
         sections.append(section_of(f"Stories of {length} frames", measured, length, stories=stories, sheets=sheets))
     return write_figures(out, "ablation", "What a story remembers", sections, notes=[*NOTES, *notes], up=up), found

@@ -20,7 +20,7 @@ from seedstory_jax.evaluation.measure import Tools
 from seedstory_jax.evaluation.policy_table import policy_table, to_markdown
 from seedstory_jax.evaluation.prompts import prompts_of, true_stories
 from seedstory_jax.files import write_json
-from seedstory_jax.generation.policies import POLICIES
+from seedstory_jax.generation.policies import PUBLISHED
 from seedstory_jax.pipeline import load
 from seedstory_jax.report.demo_page import curve_plot, write_demo_page
 from seedstory_jax.report.figures_page import thirds
@@ -82,7 +82,7 @@ def run_demo(
     with clock.measure("training"):
         train(config, workdir)
     system, ablation = load(workdir), out / "ablation"
-    runs = plan_runs(list(POLICIES), (), [length])
+    runs = plan_runs(list(PUBLISHED), (), [length])
     with clock.measure("telling and drawing"):
         requests = prompts_of(system, system.run_data.validation, stories)
         generate_ablation(system, runs, requests, ablation, drawn=drawn, timed=timed)
@@ -94,7 +94,7 @@ def run_demo(
     table = policy_table(measured[length].records, metrics=METRICS, ranges=thirds(length))
     write_text(out / "policies.md", to_markdown(table))
     write_text(out / "policies.svg", curve_plot(table, METRICS[0]))
-    told = {run.variant.name: ablation / "stories" / run.name / folder_name(names[0]) for run in runs}
+    told = {run.label: ablation / "stories" / run.name / folder_name(names[0]) for run in runs}
     return write_demo_page(
         out,
         workdir=workdir,

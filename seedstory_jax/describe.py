@@ -18,7 +18,8 @@ from seedstory_jax.checkpoints.parts import PARTS, module_shapes
 from seedstory_jax.config import Config, MeshConfig, load_config
 from seedstory_jax.errors import UserError
 from seedstory_jax.generation.flops import buffer_bytes
-from seedstory_jax.generation.policies import POLICIES, policy_of, slot_count
+from seedstory_jax.generation.policies import POLICIES, TurnTokens, slot_count
+from seedstory_jax.generation.policy_names import parse_policy
 from seedstory_jax.models import flops
 from seedstory_jax.sharding import AXES, SAMPLING, device_elements
 from seedstory_jax.training.stages import STAGES
@@ -126,11 +127,11 @@ def flops_a_call(config: Config) -> dict[str, tuple[int, str]]:
 def policy_table(config: Config) -> list[dict[str, Any]]:
     """Slots and bytes of one story's KV buffer for every policy and length."""
     llama = config.model.story.llama
-    tokens = config.sample.max_text_tokens + config.model.story.num_image_tokens + 2
+    tokens = TurnTokens(config.sample.max_text_tokens, config.model.story.num_image_tokens)
     rows = []
     for name in POLICIES:
         for length in LENGTHS:
-            slots = slot_count(policy_of(config.sample, name), length, tokens)
+            slots = slot_count(parse_policy(name, config.sample), length, tokens)
             size = buffer_bytes(llama, 1, slots, llama.dtype)
             rows.append({"policy": name, "length": length, "slots": slots, "bytes": size})
     return rows

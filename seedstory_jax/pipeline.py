@@ -28,7 +28,8 @@ from seedstory_jax.features.run_data import RunData
 from seedstory_jax.generation.build import for_sampling, make_renderer, stored_as
 from seedstory_jax.generation.engine import Story, StoryEngine
 from seedstory_jax.generation.interface import GenerationConfig, Turn
-from seedstory_jax.generation.policies import Policy, policy_of
+from seedstory_jax.generation.policies import Policy
+from seedstory_jax.generation.policy_names import parse_policy
 from seedstory_jax.generation.render import Renderer
 from seedstory_jax.models.parameters import Parameters, split_module, with_prefix
 from seedstory_jax.models.story_mllm import StoryMLLM
@@ -116,9 +117,9 @@ class StoryPipeline:
         return ready if self.mesh is None else on_mesh(ready, self.mesh)
 
     def engine(self, policy: str | Policy = "multimodal_sink", config: GenerationConfig | None = None, **settings):
-        """A `StoryEngine` under a policy, by name with its settings or as an object."""
+        """A `StoryEngine` under a policy: an object, or a text for `parse_policy` with the `settings` it leaves out."""
         if isinstance(policy, str):
-            policy = policy_of(self.config.sample, policy, **settings)
+            policy = parse_policy(policy, self.config.sample, **settings)
         return StoryEngine(self.story_model, self.tokenizer, policy, config or self.generation_config(), self.mesh)
 
     def generation_config(self, **changes: Any) -> GenerationConfig:

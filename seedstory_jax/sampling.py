@@ -19,7 +19,7 @@ from seedstory_jax.data.images import digest, open_image
 from seedstory_jax.data.storystream import StoryDataset, caption_lines
 from seedstory_jax.errors import UserError
 from seedstory_jax.generation.engine import StoryEngine
-from seedstory_jax.generation.policies import POLICIES
+from seedstory_jax.generation.policy_names import parse_policy
 from seedstory_jax.generation.story_files import GivenTurn, Request, write_many, write_one
 from seedstory_jax.limits import check_value, marked_hints
 from seedstory_jax.pipeline import StoryPipeline, load
@@ -78,8 +78,7 @@ def check_flags(flags: argparse.Namespace) -> None:
     """Raises UserError for flags that do not go together."""
     if flags.mode not in MODES:
         raise UserError(f"unknown mode {flags.mode!r}: {nearest(flags.mode, MODES)}")
-    if flags.policy not in POLICIES:
-        raise UserError(f"unknown policy {flags.policy!r}: {nearest(flags.policy, list(POLICIES))}")
+    parse_policy(flags.policy)
     if flags.length < 1:
         raise UserError(f"--length={flags.length}: a story has at least 1 turn")
     hints = marked_hints(SampleConfig)

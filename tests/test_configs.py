@@ -4,7 +4,7 @@ import pytest
 
 from seedstory_jax.config import SampleConfig, load_config
 from seedstory_jax.errors import UserError
-from seedstory_jax.generation.policies import policy_of
+from seedstory_jax.generation.policy_names import parse_policy
 from seedstory_jax.models.qwen_vit import QwenViTConfig
 from seedstory_jax.models.resampler import ResamplerConfig
 from seedstory_jax.models.sdxl.vae import VAEConfig
@@ -55,7 +55,7 @@ def test_small():
     published = SampleConfig()
     assert kept / queries == pytest.approx(((published.head[1] - 1) + published.tail[0]) / 64, abs=0.02)
     assert config.story.max_length >= 1 + 10 * (2 * queries + 2 + 26)  # captions of tales have 26 tokens on average
-    policy = policy_of(config.sample, "multimodal_sink", window=3)
+    policy = parse_policy("multimodal_sink", config.sample, window=3)
     assert (policy.window, policy.head, policy.tail) == (3, (1, 3), (2, 1))
 
 

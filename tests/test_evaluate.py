@@ -91,7 +91,8 @@ def test_bad_input_is_one_line(tmp_path, arguments, complaint):
         (["--workdir=/nowhere", "--out=x"], "holds no run"),
         (["--workdir=x", "--out=x", "--policies=windw"], "did you mean 'window'"),
         (["--workdir=x", "--out=x", "--length=ten"], "whole numbers"),
-        (["--workdir=x", "--out=x", "--sweep=head=1"], "unknown sweep"),
+        (["--workdir=x", "--out=x", "--sweep=cap=1"], "--sweep is --grid now"),
+        (["--workdir=x", "--out=x", "--grid=hed=1"], "has the setting 'hed': did you mean 'head'"),
         (["--workdir=x", "--out=x", "--clip=/nowhere"], "no CLIP folder"),
         (["--workdir=x"], "required: --out"),
     ],
@@ -108,9 +109,9 @@ def test_help():
 def test_an_ablation_of_a_trained_run(trained_workdir, tmp_path, capsys):
     out = tmp_path / "ablation"
     flags = [f"--workdir={trained_workdir}", f"--out={out}", "--length=3", "--num_stories=2", "--drawn=1", "--untimed"]
-    assert ablate([*flags, "--policies=window,multimodal_sink", "--sweep=cap=1"]) == 0
+    assert ablate([*flags, "--policies=window,multimodal_sink", "--grid=image_sink_cap=1"]) == 0
     (section,) = json.loads((out / "ablation.json").read_text())["sections"]
-    assert list(section["figures"]) == ["window", "multimodal_sink", "multimodal_sink cap=1"]
+    assert list(section["figures"]) == ["window", "multimodal_sink", "multimodal_sink(image_sink_cap=1)"]
     assert section["figures"]["window"]["frechet_vit"]["mean"] > 0
     assert section["quality"]["stories"] == {name: 2 for name in section["figures"]}
     assert "well_formed" in section["quality"]["metrics"] and (out / "sheets" / "window-3.png").is_file()

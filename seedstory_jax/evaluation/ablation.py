@@ -1,27 +1,30 @@
 """Plan and runs of an ablation: policies and their settings on the same prompts with the same noise.
 
-A run is one variant at one length. Its stories lie in `out/stories/<run>/<story>`, its timing in `out/timing`; what is
-there is passed over, so an ablation that was stopped goes on, and one that is asked for more adds only what is new.
+A run is one policy with its settings at one length. Its stories lie in `out/stories/<run>/<story>`, its timing in
+`out/timing`; what is there is passed over, so an ablation that was stopped goes on, and one that is asked for more adds
+only what is new.
 """
 
+import itertools
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
 
-from seedstory_jax.config import nearest
+from seedstory_jax.config import SampleConfig
 from seedstory_jax.data.names import folder_name
-from seedstory_jax.errors import UserError
+from seedstory_jax.errors import UserError, nearest
 from seedstory_jax.evaluation.bootstrap import Interval, bootstrap_mean
 from seedstory_jax.evaluation.stories import StoryFolder, read_story
 from seedstory_jax.files import read_json, write_json
 from seedstory_jax.generation.engine import StoryEngine
 from seedstory_jax.generation.flops import buffer_bytes
 from seedstory_jax.generation.interface import GenerationConfig
-from seedstory_jax.generation.policies import POLICIES, Policy, make_policy
+from seedstory_jax.generation.policies import POLICIES
+from seedstory_jax.generation.policy_names import NamedPolicy, parse_named, source_digest
 from seedstory_jax.generation.story_files import (
     Render,
     Request,
@@ -32,88 +35,77 @@ from seedstory_jax.generation.story_files import (
 )
 from seedstory_jax.models.story_mllm import StoryMLLM
 
-SWEEPS = ("image_head", "image_tail", "start", "window", "cap", "positions")
 TIMED = 2  # runs of which the faster counts
 SETTINGS_FILE = "ablation_settings.json"
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A policy with settings that differ from the others': (name, value) pairs of `SWEEPS`."""
-
-    policy: str
-    settings: tuple[tuple[str, int | str], ...] = ()
-
-    @property
-    def name(self) -> str:
-        """For tables: "multimodal_sink image_head=4"."""
-        return " ".join([self.policy, *(f"{name}={value}" for name, value in self.settings)])
-
-    def make(self, **defaults) -> Policy:
-        """The policy; `defaults` hold where the variant says nothing and the policy has such a setting."""
-        known = {field.name for field in fields(POLICIES[self.policy])}
-        arguments = {name: value for name, value in defaults.items() if name in known}
-        for name, value in self.settings:
-            arguments |= _setting(name, value)
-        return make_policy(self.policy, **arguments)
+DEFAULT_POLICIES = (
+    "dense",
+    "window",
+    "sink",
+    "sink(positions=absolute)",
+    "multimodal_sink",
+    "multimodal_sink(positions=absolute)",
+    "window_recompute",
+)
+"""The paper's, and the sinks without a shift of positions (a window has no gap that a shift could close)."""
+ALL_POLICIES = (*DEFAULT_POLICIES, *(name for name in POLICIES if name not in DEFAULT_POLICIES))
 
 
 @dataclass(frozen=True)
 class Run:
-    """One variant at one length."""
+    """One policy with its settings at one length."""
 
-    variant: Variant
+    policy: NamedPolicy
     length: int
+
+    @property
+    def label(self) -> str:
+        """For tables: "multimodal_sink(image_sink_cap=8)"."""
+        return str(self.policy)
 
     @property
     def name(self) -> str:
         """The folder's name."""
-        return re.sub(r"[^A-Za-z0-9]+", "-", self.variant.name).strip("-") + f"-{self.length}"
+        return re.sub(r"[^A-Za-z0-9]+", "-", self.label).strip("-") + f"-{self.length}"
 
 
-def plan_runs(policies: Sequence[str], sweeps: Sequence[str], lengths: Sequence[int]) -> list[Run]:
-    """All runs: every policy as it is, and every value of every sweep for the policies that have the setting.
+def plan_runs(policies: Sequence[str], grids: Sequence[str], lengths: Sequence[int]) -> list[Run]:
+    """All runs: every policy as it is, and every point of every grid for the policies that have its settings.
 
-    A sweep is "image_head=0,4,8". Raises UserError for unknown policies, settings and values.
+    A policy is a text for `parse_policy`, or "all". A grid is "window=4,8 x image_sink_cap=0,8"; a policy takes the
+    axes that it has and does not set itself. Raises UserError for unknown policies, settings and values.
     """
-    for policy in policies:
-        if policy not in POLICIES:
-            raise UserError(f"unknown policy {policy!r}: {nearest(policy, list(POLICIES))}")
-    if not policies or not lengths or min(lengths) < 2:
+    texts = [one for text in policies for one in (ALL_POLICIES if text == "all" else (text,))]
+    named = list(dict.fromkeys(parse_named(text) for text in texts))
+    if not named or not lengths or min(lengths) < 2:
         raise UserError(f"policies={','.join(policies)!r}, length={list(lengths)}: give one or more, lengths from 2 on")
-    variants = [Variant(policy) for policy in dict.fromkeys(policies)]
-    for sweep in sweeps:
-        name, equals, values = sweep.partition("=")
-        if name not in SWEEPS:
-            raise UserError(f"unknown sweep {name!r}: {nearest(name, SWEEPS)}")
-        if not equals or not values:
-            raise UserError(f"--sweep={sweep} has no values: write --sweep={name}=0,4,8")
-        wanted = [_value(name, value) for value in values.split(",")]
-        field = next(iter(_setting(name, wanted[0])))
-        able = [policy for policy in policies if field in {f.name for f in fields(POLICIES[policy])}]
-        if not able:
-            raise UserError(f"no policy of {', '.join(policies)} has the setting {name!r}; leave the sweep out")
-        variants += [Variant(policy, ((name, value),)) for policy in able for value in wanted]
-    return [Run(variant, length) for length in dict.fromkeys(lengths) for variant in dict.fromkeys(variants)]
+    every = [*named, *(point for grid in grids for one in _points(named, grid) for point in one)]
+    runs = [Run(policy, length) for length in dict.fromkeys(lengths) for policy in dict.fromkeys(every)]
+    folders: dict[str, Run] = {}
+    for run in runs:
+        other = folders.setdefault(run.name, run)
+        if other is not run:
+            raise UserError(f"{other.label} and {run.label} would both lie in {run.name}: rename a file")
+    return runs
 
 
-def _value(name: str, text: str) -> int | str:
-    if name == "positions":
-        if text not in ("slot", "absolute"):
-            raise UserError(f"--sweep=positions={text}: choose slot or absolute")
-        return text
-    if not text.strip().isdigit():
-        raise UserError(f"--sweep={name}={text}: values are numbers of tokens (or frames), 0 or more")
-    return int(text)
-
-
-def _setting(name: str, value: int | str) -> dict:
-    """A sweep's value as settings of a policy. An image's head or tail of 0 keeps nothing around that border."""
-    if name == "image_head":
-        return {"head": (4, value) if value else (0, 0)}
-    if name == "image_tail":
-        return {"tail": (value, 4) if value else (0, 0)}
-    return {"image_sink_cap" if name == "cap" else name: value}
+def _points(policies: Sequence[NamedPolicy], grid: str) -> Iterator[list[NamedPolicy]]:
+    """The points of a grid, for each policy that has one of its settings."""
+    axes = {}
+    for axis in re.split(r"\s+x\s+", grid.strip()):
+        name, _, values = (part.strip() for part in axis.partition("="))
+        known = sorted({setting for policy in policies for setting in policy.known})
+        if name not in known:
+            raise UserError(f"--grid={grid}: no policy of this table has the setting {name!r}: {nearest(name, known)}")
+        axes[name] = [value.strip() for value in values.split(",") if value.strip()]
+        if not axes[name]:
+            raise UserError(f"--grid={grid}: {name} has no values; write --grid='{name}=4,8 x ...'")
+    for policy in policies:
+        free = [name for name in axes if name in policy.known and name not in dict(policy.settings)]
+        if free:
+            yield [
+                policy.with_settings(list(zip(free, point, strict=True)))
+                for point in itertools.product(*(axes[name] for name in free))
+            ]
 
 
 @dataclass(frozen=True)
@@ -124,7 +116,7 @@ class Setup:
         model: the story model.
         tokenizer: its tokenizer.
         generation: settings of generation; `length` is set by the run.
-        window, head, tail: of policies that have them, where no sweep says otherwise.
+        sample: the config's section with window, head and tail, for policies that have them and say nothing else.
         render: renders images; None generates text only.
         identity: what must be the same when an ablation goes on in a folder: checkpoint, config, seed.
     """
@@ -132,9 +124,7 @@ class Setup:
     model: StoryMLLM
     tokenizer: object
     generation: GenerationConfig
-    window: int = 8
-    head: tuple[int, ...] = (4, 8)
-    tail: tuple[int, ...] = (8, 4)
+    sample: SampleConfig = SampleConfig()
     render: Render | None = None
     identity: Mapping = None
 
@@ -166,12 +156,11 @@ def generate_runs(
 
     Raises UserError if the folder holds an ablation of another model or with other settings.
     """
-    _agree(out, setup)
+    _agree(out, setup, runs)
     drawn = len(requests) if drawn is None else drawn
     for run in runs:
         config = replace(setup.generation, length=run.length)
-        policy = run.variant.make(window=setup.window, head=setup.head, tail=setup.tail)
-        engine = StoryEngine(setup.model, setup.tokenizer, policy, config)
+        engine = StoryEngine(setup.model, setup.tokenizer, run.policy.make(setup.sample), config)
         folder = out / "stories" / run.name
         missing = _missing(folder, requests)
         with_images = {one.name for one in requests[:drawn]} if setup.render else set()
@@ -251,18 +240,22 @@ def _one(value: float | int | None) -> Interval:
     return Interval(None if value is None else float(value), None, None, 0 if value is None else 1)
 
 
-def _agree(out: Path, setup: Setup) -> None:
-    """Raises UserError if `out` was written with another model or other settings; else notes them there."""
-    asked = json.loads(json.dumps({"identity": dict(setup.identity or {}), "window": setup.window}))
-    path = out / SETTINGS_FILE
+def _agree(out: Path, setup: Setup, runs: Sequence[Run]) -> None:
+    """Raises UserError if `out` was written with another model, other settings or another policy of that name.
+
+    Else notes there what these are.
+    """
+    identity = json.loads(json.dumps(dict(setup.identity or {})))
+    identity["window"] = setup.sample.window
+    sources = {run.policy.name: digest for run in runs if (digest := source_digest(run.policy.kind))}
+    path, known = out / SETTINGS_FILE, {}
     if path.is_file():
         known = read_json(path)
-        differing = [key for key in asked["identity"] if known["identity"].get(key) != asked["identity"][key]]
-        differing += ["window"] if known["window"] != asked["window"] else []
+        differing = [key for key, value in identity.items() if known["identity"].get(key) != value]
+        differing += [name for name, digest in sources.items() if known.get("policies", {}).get(name, digest) != digest]
         if differing:
             raise UserError(
                 f"{out} holds an ablation with another {', '.join(differing)}: give another --out or remove it"
             )
-        return
     out.mkdir(parents=True, exist_ok=True)
-    write_json(path, asked)
+    write_json(path, {"identity": identity, "policies": known.get("policies", {}) | sources})

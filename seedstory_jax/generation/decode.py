@@ -250,7 +250,7 @@ def _extend(spec: EngineSpec, model: StoryMLLM, state: GenerationState, embeddin
     buffer = state.buffer
     step = jnp.arange(embeddings.shape[1], dtype=jnp.int32)[None, :]
     story_index = kv_buffer.next_story_index(buffer)[:, None] + step
-    position = buffer.length[:, None] + step if spec.positions == "slot" else story_index
+    position = kv_buffer.next_position(buffer, spec.positions)[:, None] + step
     turn = jnp.broadcast_to(state.turn[:, None], position.shape)
     count = count.astype(jnp.int32)
     chunk = TokenChunk(position=position, story_index=story_index, kind=kind, turn=turn, count=count)

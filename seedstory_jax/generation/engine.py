@@ -22,7 +22,15 @@ from seedstory_jax.errors import UserError
 from seedstory_jax.generation import decode, window_recompute
 from seedstory_jax.generation.compile_stats import Compilations
 from seedstory_jax.generation.interface import GenerationConfig, Tokenizer, Turn
-from seedstory_jax.generation.policies import MultimodalSink, Policy, policy_name, slot_count, split_policy
+from seedstory_jax.generation.policies import (
+    MultimodalSink,
+    Policy,
+    TurnTokens,
+    fault_of_masks,
+    policy_name,
+    slot_count,
+    split_policy,
+)
 from seedstory_jax.generation.sampling import Sampling
 from seedstory_jax.models.parameters import split_module
 from seedstory_jax.models.story_mllm import StoryMLLM
@@ -97,7 +105,7 @@ class StoryEngine:
     @property
     def turn_tokens(self) -> int:
         """The most slots that one turn takes: its text, `<img>`, the image, `</img>`."""
-        return self.config.max_text_tokens + self.spec.config.num_image_tokens + 2
+        return TurnTokens(self.config.max_text_tokens, self.spec.config.num_image_tokens)
 
     def slots(self, length: int | None = None) -> int:
         """Slots of a story planned for `length` turns."""
@@ -242,11 +250,31 @@ class StorySession:
         first = [not row.turns for row in self.rows]
         needed = self._filled + self.engine.turn_tokens + np.array(first)
         for i in np.flatnonzero(active & (needed > self.slots)):
+            self._hold_to_promise(int(i), int(needed[i]), "may fill")
             raise UserError(
                 f"story {i} fills {self._filled[i]} of {self.slots} slots, and a turn may take "
                 f"{self.engine.turn_tokens}: plan it for more than length={self.length} turns, "
                 "or choose a policy that evicts (multimodal_sink with image_sink_cap has no end)"
             )
+
+    def _hold_to_promise(self, row: int, slots: int, verb: str) -> None:
+        """Raises UserError if a story within its planned length takes more slots than its policy said."""
+        engine, turn = self.engine, len(self.rows[row].turns)
+        promised = engine.policy.slot_count(self.length, engine.turn_tokens)
+        if turn < self.length and slots > promised:
+            raise UserError(
+                f"policy {engine.policy_name} breaks its promise at turn {turn} of story {row}: it {verb} {slots} "
+                f"slots, slot_count({self.length}, {int(engine.turn_tokens)}) said {promised}"
+            )
+
+    def _evict(self) -> None:
+        """Compacts the buffers as the policy says, which is held to what it promised."""
+        engine = self.engine
+        if not any(row.turns for row in self.rows):  # its masks have one shape for good
+            fault = fault_of_masks(engine.policy, self._state.buffer.metadata)
+            if fault:
+                raise UserError(f"policy {engine.policy_name} breaks its promise at turn 0: {fault}")
+        self._state = decode.evict(engine.spec, *split_policy(engine.policy), self._state)
 
     def _prefill_text(self, ids: list[list[int]], active: np.ndarray) -> None:
         spec = self.engine.spec
@@ -286,10 +314,12 @@ class StorySession:
             arguments = window_recompute.window_chunk(spec.tokens, engine.policy.window, engine.turn_tokens, windows)
             self._state = window_recompute.recompute_window(spec, engine.parameters, self._state, *arguments)
         if not engine.policy.recompute:
-            self._state = decode.evict(spec, *split_policy(engine.policy), self._state)
+            self._evict()
         before = self._slot_metadata
         self._slot_metadata, self._filled = jax.device_get((self._state.buffer.metadata, self._state.buffer.length))
         seconds = clock.seconds()
+        for i in np.flatnonzero(active):
+            self._hold_to_promise(int(i), int(self._filled[i]), "holds")
         results: list[Turn | None] = []
         for i, row in enumerate(self.rows):
             if not active[i]:

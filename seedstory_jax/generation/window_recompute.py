@@ -38,7 +38,7 @@ def recompute_window(
 ) -> decode.GenerationState:
     """Empties the stories where `count` > 0 and prefills that many tokens, images where `image_slot` >= 0.
 
-    `metadata` holds their kind, turn and story_index; by slot, positions start again at 0.
+    `metadata` holds their kind, turn and story_index; positions start again at 0, unless they are absolute.
     """
     model = decode.model_of(spec, parameters)
     images = model.embed_images(features)
@@ -48,7 +48,7 @@ def recompute_window(
     embeddings = jnp.where(image_slot[..., None] >= 0, read.astype(embeddings.dtype), embeddings)
     buffer = kv_buffer.rewind(state.buffer, jnp.where(count > 0, 0, state.buffer.length))
     step = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
-    position = step if spec.positions == "slot" else metadata["story_index"]
+    position = metadata["story_index"] if spec.positions == "absolute" else step
     turn = state.turn + (count > 0)
     chunk = TokenChunk(position=position, count=count, **metadata)
     state, _ = decode.append_chunk(spec, model, replace(state, buffer=buffer), embeddings, chunk)

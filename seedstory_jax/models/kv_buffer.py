@@ -26,8 +26,9 @@ EMPTY = -1
 BLOCK = 128
 """Slots that a compaction moves at a time; buffers of the engine are multiples of it."""
 
-Positions = Literal["slot", "absolute"]
-"""How compaction numbers what it keeps: by slot (as StreamingLLM does), or as it was in the whole story."""
+Positions = Literal["slot", "absolute", "recent"]
+"""How compaction numbers what it keeps: by slot (as StreamingLLM does), as it was in the whole story, or as it was
+there among the sinks, the window following them without a gap (as Deep Forcing does)."""
 
 
 class Kind(enum.IntEnum):
@@ -175,6 +176,13 @@ def next_story_index(slots: SlotMetadata | KVBuffer) -> Int[Array, " b"]:
     return jnp.max(slots.story_index, axis=1) + 1
 
 
+def next_position(buffer: KVBuffer, positions: Positions) -> Int[Array, " b"]:
+    """Rotary position of the next token."""
+    if positions == "slot":
+        return buffer.length
+    return next_story_index(buffer) if positions == "absolute" else jnp.max(buffer.position, axis=1) + 1
+
+
 def rewind(buffer: KVBuffer, length: Int[Array, " b"]) -> KVBuffer:
     """Drop the newest slots, those from `length[b]` on. Their keys stay where they are, masked."""
     length = jnp.minimum(length, buffer.length)
@@ -200,8 +208,9 @@ def compact(
     """Move the kept slots to the front, in their order, and drop the others.
 
     `positions="slot"` renumbers them by slot: a stored key is rotated, so it is turned by the *difference* of its
-    positions, in float32. `"absolute"` leaves positions and keys as they are. `is_sink` marks the kept slots that are
-    sinks (default: as before). Keys and values of slots beyond what is kept mean nothing.
+    positions, in float32. `"absolute"` leaves positions and keys as they are. `"recent"` gives sinks their number in
+    the whole story and lets the first slot that is none follow the sinks before it. `is_sink` marks the kept slots that
+    are sinks (default: as before). Keys and values of slots beyond what is kept mean nothing.
     """
     keep = keep & (buffer.position != EMPTY)
     order = jnp.argsort(~keep, axis=1, stable=True)
@@ -212,8 +221,10 @@ def compact(
     def move(field):
         return jnp.where(stays, jnp.take_along_axis(field, order, axis=1), EMPTY)
 
-    old_position = move(buffer.position)
-    position = jnp.where(stays, slot, EMPTY) if positions == "slot" else old_position
+    old_position, story_index = move(buffer.position), move(buffer.story_index)
+    is_sink = jnp.take_along_axis(buffer.is_sink if is_sink is None else is_sink, order, axis=1) & stays
+    position = {"slot": lambda: slot, "absolute": lambda: old_position, "recent": lambda: _recent(story_index, is_sink)}
+    position = jnp.where(stays, position[positions](), EMPTY)
     shift = position - old_position
 
     # Block by block from the front: what is kept only moves forward, so no slot is overwritten before it is read. The
@@ -228,7 +239,7 @@ def compact(
 
         def move_keys(k):
             moved = jnp.take_along_axis(k, source[:, None, None, :], axis=3)
-            if positions == "slot":
+            if positions != "absolute":
                 rotated = rotate(jnp.transpose(moved, (0, 3, 1, 2)).astype(jnp.float32), turned, theta)
                 moved = jnp.transpose(rotated, (0, 2, 3, 1)).astype(k.dtype)
             return jax.lax.dynamic_update_slice_in_dim(k, moved, start, axis=3)
@@ -241,14 +252,21 @@ def compact(
         return tuple(map(move_keys, keys)), tuple(map(move_values, values))
 
     k, v = jax.lax.fori_loop(0, -(-jnp.max(length) // block), move_block, (buffer.k, buffer.v))
-    is_sink = buffer.is_sink if is_sink is None else is_sink
     return KVBuffer(
         k=k,
         v=v,
         position=position,
-        story_index=move(buffer.story_index),
+        story_index=story_index,
         kind=move(buffer.kind),
         turn=move(buffer.turn),
-        is_sink=jnp.take_along_axis(is_sink, order, axis=1) & stays,
+        is_sink=is_sink,
         length=length,
     )
+
+
+def _recent(story_index: Int[Array, "b s"], is_sink: Bool[Array, "b s"]) -> Int[Array, "b s"]:
+    """Positions of compacted slots in which the gap between the sinks and the window is closed, and no other."""
+    window = (story_index != EMPTY) & ~is_sink
+    first = jnp.min(jnp.where(window, story_index, jnp.iinfo(jnp.int32).max), axis=1, keepdims=True)
+    last_sink = jnp.max(jnp.where(story_index < first, story_index, EMPTY), axis=1, keepdims=True)
+    return jnp.where(story_index < first, story_index, story_index - (first - last_sink - 1))

@@ -18,7 +18,7 @@ from seedstory_jax.report.tables import figures_html, policy_table_html, words
 
 @dataclass(frozen=True)
 class Section:
-    """One table of systems: all of an ablation's variants at one length, or a comparison.
+    """One table of systems: all of an ablation's policies at one length, or a comparison.
 
     Attributes:
         title: the section's headline.
@@ -141,7 +141,7 @@ def _pictures(out: Path, section: Section) -> str:
             folder = os.path.relpath(sheet.parent, out)
             alt = f"{system}: some stories as rows, frames from first to last as columns"
             art = picture(sheet.parent, sheet.name, alt, base="" if folder == "." else folder, css="sample")
-        about = POLICY_WORDS.get(system.partition(" ")[0], "")
+        about = POLICY_WORDS.get(system.partition("(")[0], "")
         rows.append(
             f'<article class="policy"><h3>{escape(system)}</h3><p>{escape(about)} <span class="soft">'
             f"{'storybooks: ' + links if links else ''}</span></p>{art}</article>"

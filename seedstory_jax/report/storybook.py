@@ -16,6 +16,15 @@ POLICY_WORDS = {
     "sink": "keeps the first tokens and the newest images",
     "multimodal_sink": "keeps the first tokens, the borders of every image and the newest images",
     "window_recompute": "forgets all and reads the window again",
+    "random": "keeps the first tokens, older ones by chance and the newest images",
+    "frame_sink": "keeps the first image with its text and the newest images",
+    "text_sink": "keeps all text and the newest images",
+    "story_sink": "keeps all text, the borders of every image and the newest images",
+    "two_windows": "keeps the first tokens, the newest images and the text of more turns",
+    "stride": "keeps every fourth image with its text and the newest images",
+    "boi_only": "keeps the first tokens, the beginning of every image and the newest images",
+    "eoi_only": "keeps the first tokens, the end of every image and the newest images",
+    "pinned": "keeps the images that the user chose and the newest images",
 }
 
 

@@ -5,9 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from seedstory_jax.config import SampleConfig
 from seedstory_jax.errors import UserError
-from seedstory_jax.evaluation.ablation import Run, Setup, Variant, generate_runs, plan_runs, read_run, timing_figures
+from seedstory_jax.evaluation.ablation import (
+    DEFAULT_POLICIES,
+    Run,
+    Setup,
+    generate_runs,
+    plan_runs,
+    read_run,
+    timing_figures,
+)
 from seedstory_jax.generation.interface import GenerationConfig
+from seedstory_jax.generation.policies import POLICIES
+from seedstory_jax.generation.policy_names import parse_named
 from seedstory_jax.generation.story_files import Request
 from seedstory_jax.models.llama import LlamaConfig
 from seedstory_jax.models.parameters import abstract_parameters
@@ -52,7 +63,7 @@ def setup() -> Setup:
         return np.broadcast_to(value[:, None, None, None], (len(value), 8, 8, 3)).astype(np.uint8)
 
     config = GenerationConfig(max_text_tokens=3, allow_end=False)
-    return Setup(model, Tokenizer(), config, window=2, render=render, identity={"checkpoint": 1})
+    return Setup(model, Tokenizer(), config, sample=SampleConfig(window=2), render=render, identity={"checkpoint": 1})
 
 
 @pytest.fixture(scope="module")
@@ -63,41 +74,76 @@ def requests() -> list[Request]:
 
 
 def test_the_plan():
-    runs = plan_runs(["dense", "multimodal_sink"], ["image_head=0,4", "window=3"], [5, 9])
+    runs = plan_runs(["dense", "multimodal_sink"], ["head=0:0,4:4", "window=3"], [5, 9])
     assert [run.name for run in runs[: len(runs) // 2]] == [
         "dense-5",
         "multimodal-sink-5",
-        "multimodal-sink-image-head-0-5",
-        "multimodal-sink-image-head-4-5",
+        "multimodal-sink-head-0-0-5",
+        "multimodal-sink-head-4-4-5",
         "multimodal-sink-window-3-5",
     ]
-    assert runs[5] == Run(Variant("dense"), 9)
-    policies = {run.variant.name: run.variant.make(window=2) for run in runs}
-    assert policies["multimodal_sink image_head=0"].head == (0, 0)
-    assert policies["multimodal_sink image_head=4"].head == (4, 4)
-    assert policies["multimodal_sink window=3"].window == 3 and policies["multimodal_sink"].window == 2
-    both = plan_runs(["window", "multimodal_sink"], ["cap=4", "image_tail=2", "positions=absolute"], [5])
-    made = {run.variant.name: run.variant.make() for run in both}
-    assert made["multimodal_sink cap=4"].image_sink_cap == 4 and made["multimodal_sink image_tail=2"].tail == (2, 4)
-    assert made["window positions=absolute"].positions == "absolute" and "window cap=4" not in made
+    assert runs[5] == Run(parse_named("dense"), 9)
+    policies = {run.label: run.policy.make(SampleConfig(window=2)) for run in runs}
+    assert policies["multimodal_sink(head=0:0)"].head == (0, 0)
+    assert policies["multimodal_sink(window=3)"].window == 3 and policies["multimodal_sink"].window == 2
+
+
+def test_a_grid_is_a_product_of_what_a_policy_has():
+    runs = plan_runs(
+        ["dense", "window", "multimodal_sink(start=1)"], ["window=4,8 x image_sink_cap=0,2 x start=0,3"], [5]
+    )
+    assert [run.label for run in runs[3:]] == [
+        "window(window=4)",
+        "window(window=8)",
+        "multimodal_sink(window=4,start=1,image_sink_cap=0)",
+        "multimodal_sink(window=4,start=1,image_sink_cap=2)",
+        "multimodal_sink(window=8,start=1,image_sink_cap=0)",
+        "multimodal_sink(window=8,start=1,image_sink_cap=2)",
+    ]
+
+
+def test_policies_by_default_and_all():
+    labels = [run.label for run in plan_runs(DEFAULT_POLICIES, [], [5])]
+    assert {"sink", "sink(positions=absolute)", "multimodal_sink(positions=absolute)"} < set(labels)
+    assert {*POLICIES, *labels} == {run.label for run in plan_runs(["all", "window"], [], [5])}
+
+
+def test_two_policies_of_one_folder(tmp_path):
+    for name in ("a-b.py", "a_b.py"):
+        source = "from seedstory_jax.generation.policies import Window\n\nclass Mine(Window):\n    pass\n"
+        (tmp_path / name).write_text(source)
+    with pytest.raises(UserError, match="would both lie in"):
+        plan_runs([f"{tmp_path}/a-b.py:Mine", f"{tmp_path}/a_b.py:Mine"], [], [5])
 
 
 @pytest.mark.parametrize(
-    "policies, sweeps, lengths, complaint",
+    "policies, grids, lengths, complaint",
     [
         (["windw"], [], [5], "did you mean 'window'"),
         ([], [], [5], "one or more"),
         (["dense"], [], [1], "lengths from 2"),
-        (["sink"], ["hed=1"], [5], "unknown sweep"),
+        (["sink"], ["hed=1"], [5], "no policy of this table has the setting 'hed'"),
         (["sink"], ["start"], [5], "has no values"),
-        (["sink"], ["start=-1"], [5], "0 or more"),
-        (["sink"], ["positions=left"], [5], "slot or absolute"),
+        (["sink"], ["start=a"], [5], "start=a cannot be"),
+        (["sink"], ["positions=left"], [5], "unknown positions"),
         (["window"], ["start=1"], [5], "no policy"),
     ],
 )
-def test_what_cannot_be_planned(policies, sweeps, lengths, complaint):
+def test_what_cannot_be_planned(policies, grids, lengths, complaint):
     with pytest.raises(UserError, match=complaint):
-        plan_runs(policies, sweeps, lengths)
+        for run in plan_runs(policies, grids, lengths):
+            run.policy.make()
+
+
+def test_another_source_of_the_same_policy_is_refused(setup, requests, tmp_path):
+    source = "from seedstory_jax.generation.policies import Window\n\nclass Mine(Window):\n    pass\n"
+    (tmp_path / "mine.py").write_text(source)
+    (run,) = plan_runs([f"{tmp_path}/mine.py:Mine(window=1)"], [], [3])
+    generate_runs(setup, [run], requests[:1], tmp_path / "out", drawn=0, timed=False)
+    (tmp_path / "mine.py").write_text(source + "# changed\n")
+    with pytest.raises(UserError, match=r"another .*mine\.py:Mine"):
+        generate_runs(setup, [run], requests[:1], tmp_path / "out", drawn=0, timed=False)
+    generate_runs(setup, plan_runs(["window"], [], [3]), requests[:1], tmp_path / "out", drawn=0, timed=False)
 
 
 def test_runs_go_on_where_they_stopped(setup, requests, tmp_path):
@@ -118,7 +164,7 @@ def test_runs_go_on_where_they_stopped(setup, requests, tmp_path):
     )
     assert (tmp_path / "stories" / "window-4" / "s0" / "story.json").stat().st_mtime_ns == first
     assert ("dense-4", "3 stories") in said and ("dense-4", "timing") in said
-    stories = {run.variant.name: read_run(run, tmp_path, [one.name for one in requests]) for run in runs}
+    stories = {run.label: read_run(run, tmp_path, [one.name for one in requests]) for run in runs}
     for told in stories.values():
         assert [len(story) for story in told] == [4, 4, 4]
         assert told[0].pictures() is not None and told[1].pictures() is None
@@ -134,11 +180,11 @@ def test_runs_go_on_where_they_stopped(setup, requests, tmp_path):
     with pytest.raises(UserError, match="another checkpoint"):
         generate_runs(replace(setup, identity={"checkpoint": 2}), runs, requests, tmp_path)
     with pytest.raises(UserError, match="another window"):
-        generate_runs(replace(setup, window=3), runs, requests, tmp_path)
+        generate_runs(replace(setup, sample=SampleConfig(window=3)), runs, requests, tmp_path)
 
 
 def test_a_run_that_was_not_timed_has_no_seconds(tmp_path):
-    run = Run(Variant("window"), 4)
+    run = Run(parse_named("window"), 4)
     assert timing_figures(run, tmp_path) == {}
     (tmp_path / "timing").mkdir()
     timing = {"seconds": 1.5, "llm_calls": [2, 5, 7], "kv_slots": 128, "buffer_bytes": 2_000_000, "peak_bytes": None}

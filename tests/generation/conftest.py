@@ -75,13 +75,13 @@ class Reference:
     `kept` is the story's memory as a plain list of [token number, index in the story, kind, turn, position, sink].
     """
 
-    def __init__(self, model, positions="slot"):
-        self.model, self.by_slot = model, positions == "slot"
+    def __init__(self, model, positions="slot", window=2):
+        self.model, self.positions, self.window = model, positions, window
         self.embeddings, self.sees, self.kept = [], [], []  # sees[t]: {token number: its position relative to t}
         self.index = 0
 
     def read(self, embedding, kind, turn):
-        number, position = len(self.embeddings), len(self.kept) if self.by_slot else self.index
+        number, position = len(self.embeddings), self.kept[-1][4] + 1 if self.kept else 0
         self.kept.append([number, self.index, kind, turn, position, False])
         self.embeddings.append(np.asarray(embedding, np.float64))
         self.sees.append({other[0]: other[4] - position for other in self.kept})
@@ -111,8 +111,15 @@ class Reference:
     def evict(self, stays):
         """Keeps the tokens for which stays(index, kind, turn, all that is kept) and renumbers them."""
         self.kept = [one for one in self.kept if stays(*one[1:4], self.kept)]
+        oldest = self.kept[-1][3] - self.window + 1
+        sinks = [one for one in self.kept if one[3] < oldest]
         for slot, one in enumerate(self.kept):
-            one[4] = slot if self.by_slot else one[4]
+            if self.positions == "slot":
+                one[4] = slot
+            elif self.positions == "recent" and slot < len(sinks):
+                one[4] = one[1]
+            elif self.positions == "recent":  # the window follows the last sink
+                one[4] = one[1] - self.kept[len(sinks)][1] + (sinks[-1][1] + 1 if sinks else 0)
 
     def forward(self):
         """Final hidden states [T d] of one forward over everything that was read."""
@@ -180,6 +187,18 @@ def stays_multimodal_sink(index, kind, turn, kept, window=2, head=(4, 8), tail=(
     return False
 
 
+def stays_text_sink(index, kind, turn, kept, window=2):
+    return kind in (Kind.BOS, Kind.TEXT) or stays_window(index, kind, turn, kept, window)
+
+
+def stays_story_sink(*token, **settings):
+    return token[1] in (Kind.BOS, Kind.TEXT) or stays_multimodal_sink(*token, **settings)
+
+
+def stays_stride(index, kind, turn, kept, window=2, every=3):
+    return turn % every == 0 or stays_window(index, kind, turn, kept, window)
+
+
 @pytest.fixture(scope="session")
 def new_reference():
     return Reference
@@ -193,5 +212,8 @@ def stays():
         "sink": stays_sink,
         "multimodal_sink": stays_multimodal_sink,
         "narrow": partial(stays_multimodal_sink, head=(1, 1), tail=(1, 1)),
+        "text_sink": stays_text_sink,
+        "story_sink": partial(stays_story_sink, head=(1, 1), tail=(1, 1)),
+        "stride": stays_stride,
         "capped": partial(stays_multimodal_sink, head=(1, 2), tail=(1, 2), cap=3),
     }

@@ -9,7 +9,9 @@ import pytest
 
 from seedstory_jax.errors import UserError
 from seedstory_jax.generation.policies import (
+    POLICIES,
     MultimodalSink,
+    TurnTokens,
     Window,
     keep_mask,
     make_policy,
@@ -41,6 +43,33 @@ KEPT = [
                         "#----------- --###---### ########## ############ --"),
     ("multimodal_sink", {"window": 2, "start": 1, "head": (2, 0), "tail": (0, 0)},
                         "#-##-------- -##-------- ########## ############ --"),
+    ("boi_only", {"window": 2, "start": 1, "head": (1, 2)},
+                        "#--###------ --###------ ########## ############ --"),
+    ("eoi_only", {"window": 2, "start": 1, "tail": (2, 1)},
+                        "#--------### --------### ########## ############ --"),
+    ("text_sink", {"window": 2}, "####-------- ###-------- ########## ############ --"),
+    ("story_sink", {"window": 2, "start": 1, "head": (1, 2), "tail": (2, 1)},
+                        "######---### #####---### ########## ############ --"),
+    ("story_sink", {"window": 1, "start": 1, "head": (1, 2), "tail": (2, 1), "image_sink_cap": 1},
+                        "####-------- ###-------- ####---### ############ --"),
+    ("two_windows", {"window": 1, "start": 2, "text_window": 3},
+                        "##---------- ###-------- ##-------- ############ --"),
+    ("two_windows", {"window": 2, "start": 1, "text_window": 1},
+                        "#----------- ----------- ########## ############ --"),
+    ("frame_sink", {"window": 1}, "############ ----------- ---------- ############ --"),
+    ("frame_sink", {"window": 1, "frames": 2}, "############ ########### ---------- ############ --"),
+    ("stride", {"window": 1, "every": 2}, "############ ----------- ########## ############ --"),
+    ("stride", {"window": 1, "every": 3}, "############ ----------- ---------- ############ --"),
+    ("pinned", {"window": 1, "turns": (1,)}, "------------ ########### ---------- ############ --"),
+    ("pinned", {"window": 1, "turns": (0, 2)}, "############ ----------- ########## ############ --"),
+    ("random", {"window": 2, "start": 2, "tokens": 0},
+                        "##---------- ----------- ########## ############ --"),
+    ("random", {"window": 2, "start": 2, "tokens": 5},
+                        "###--#------ #-#------#- ########## ############ --"),
+    ("random", {"window": 2, "start": 2, "tokens": 5, "seed": 1},
+                        "##-#-------# -#-#---#--- ########## ############ --"),
+    ("random", {"window": 2, "start": 2, "tokens": 50},
+                        "############ ########### ########## ############ --"),
 ]  # fmt: skip
 
 
@@ -105,6 +134,43 @@ def test_slot_counts_at_full_size():
     assert slot_count(capped, 1000, 106) == slot_count(capped, 50_000, 106)
 
 
+@pytest.mark.parametrize("name", POLICIES)
+def test_nobody_fills_more_than_it_says(name):
+    """Turns as long as they may be, evicted one after the other, as the engine does; in stories of every length."""
+    text, image, turns = 5, 40, 24
+    tokens = TurnTokens(text, image)
+    policy = make_policy(name, **({"window": 2} if name != "dense" else {}))
+    keep, peaks = jax.jit(keep_mask, static_argnums=0), []
+    held = np.zeros((4, 0), np.int32)  # rows: story index, kind, turn, is_sink
+    for turn in range(turns):
+        kinds = [Kind.BOS] * (turn == 0) + [Kind.TEXT] * text + [Kind.BOI] + [Kind.QUERY] * image + [Kind.EOI]
+        first = held[0, -1] + 1 if held.size else 0
+        held = np.hstack([held, [first + np.arange(len(kinds)), kinds, [turn] * len(kinds), [0] * len(kinds)]])
+        peaks.append(held.shape[1])
+        assert peaks[-1] <= policy.slot_count(turn + 1, tokens)
+        rows = np.full((4, 1200), EMPTY, np.int32)
+        rows[:, : held.shape[1]] = held
+        index, kind, number, sink = (jnp.asarray(row)[None] for row in rows)
+        slots = SlotMetadata(index, index, kind, number, is_sink=sink == 1)
+        stays = np.asarray(keep(policy, slots))[0, : held.shape[1]]
+        held = held[:, stays]
+        held[3] = held[2] <= turn - 2
+        assert held[0, -1] == first + len(kinds) - 1, "the newest token stays"
+    assert policy.slot_count(turns, tokens) <= 1.5 * peaks[-1], "not much more either"
+
+
+def test_lots_are_drawn_once():
+    """What stays of a random policy is the same whether evicted at once or turn by turn, and evenly spread."""
+    policy = make_policy("random", window=1, start=0, tokens=300)
+    index = jnp.arange(4000)[None]
+    slots = SlotMetadata(index, index, jnp.full_like(index, Kind.TEXT), index // 10, jnp.zeros(index.shape, bool))
+    early = SlotMetadata(*(jnp.where(index < 2000, fact, EMPTY) for fact in (index, index, slots.kind, slots.turn)),
+                         is_sink=slots.is_sink)  # fmt: skip
+    once, before = np.asarray(keep_mask(policy, slots))[0], np.asarray(keep_mask(policy, early))[0]
+    assert once.sum() == 310 and not (once[:1990] & ~before[:1990]).any()
+    assert np.histogram(np.flatnonzero(once[:3990]), bins=4, range=(0, 3990))[0] == pytest.approx([75] * 4, abs=25)
+
+
 def test_numbers_are_arguments_of_a_compiled_program():
     static, numbers = split_policy(MultimodalSink(window=3, head=(1, 2)))
     assert static == MultimodalSink()
@@ -114,10 +180,10 @@ def test_numbers_are_arguments_of_a_compiled_program():
 @pytest.mark.parametrize(
     ("name", "settings", "words"),
     [
-        ("windw", {}, "unknown; choose from dense, window"),
+        ("windw", {}, "unknown policy 'windw': did you mean 'window'"),
         ("window", {"start": 4}, "has no setting 'start'"),
         ("window", {"window": 0}, "window=1 or more"),
-        ("sink", {"positions": "relative"}, "'slot' or keeps 'absolute'"),
+        ("sink", {"positions": "relative"}, "unknown positions='relative'"),
     ],
 )
 def test_what_cannot_be_is_refused(name, settings, words):

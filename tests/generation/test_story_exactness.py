@@ -21,6 +21,9 @@ POLICIES = {
     "multimodal_sink": ("multimodal_sink", {}),
     "narrow": ("multimodal_sink", {"head": (1, 1), "tail": (1, 1)}),
     "capped": ("multimodal_sink", {"head": (1, 2), "tail": (1, 2), "image_sink_cap": 3}),
+    "text_sink": ("text_sink", {}),
+    "story_sink": ("story_sink", {"head": (1, 1), "tail": (1, 1)}),
+    "stride": ("stride", {"every": 3}),
     "window_recompute": ("window_recompute", {}),
     "with_bos": ("window_recompute", {"recompute_bos": True}),
 }
@@ -38,7 +41,7 @@ def engine_for(story_model, tokenizer, name, positions="slot"):
         make_policy(name, positions=positions, **settings),
         GenerationConfig(length=TURNS, max_text_tokens=TEXT, allow_end=False),
     )
-    engine.slots = lambda length=None: 256  # the same for all policies, so that the programs are shared
+    engine.slots = lambda length=None: 384  # the same for all policies, so that the programs are shared
     return engine
 
 
@@ -93,7 +96,7 @@ def check_row(reference, stays, tokenizer, turns, hidden, story_model):
     return states
 
 
-@pytest.mark.parametrize("positions", ["slot", "absolute"])
+@pytest.mark.parametrize("positions", ["slot", "absolute", "recent"])
 @pytest.mark.parametrize("name", IN_THE_BUFFER)
 def test_one_forward_over_the_whole_story(
     name, positions, story_model, tokenizer, image_features, new_reference, stays
@@ -105,6 +108,28 @@ def test_one_forward_over_the_whole_story(
     for row, state in enumerate(session.rows):
         reference = new_reference(story_model, positions)
         check_row(reference, stays[name], tokenizer, state.turns, [h[row] for h in hidden], story_model)
+
+
+def test_a_window_is_the_same_in_every_mode_and_a_sink_is_not(story_model, tokenizer, image_features):
+    """Rotary positions are relative: without a gap between what is kept there is nothing that a shift could change."""
+    captions = captions_for(2, WINDOW + 6, np.random.default_rng(4))
+    captions = [[text or "abc" for text in row] for row in captions]
+
+    def last(name, positions):
+        engine = engine_for(story_model, tokenizer, name, positions)
+        return generate_and_watch(engine, image_features[:2], captions)[1][-1]
+
+    for positions in ("absolute", "recent"):
+        np.testing.assert_allclose(last("window", positions), last("window", "slot"), atol=1e-4)
+    # One run of sinks: when the gap behind it is closed there is none left.
+    np.testing.assert_allclose(last("sink", "recent"), last("sink", "slot"), atol=1e-4)
+    assert np.abs(last("sink", "absolute") - last("sink", "slot")).max() > 1e-3
+    # The border of the newest evicted image touches the window: there is no gap to close.
+    np.testing.assert_allclose(last("narrow", "recent"), last("narrow", "absolute"), atol=1e-4)
+    assert np.abs(last("narrow", "recent") - last("narrow", "slot")).max() > 1e-3
+    stride = [last("stride", positions) for positions in ("slot", "absolute", "recent")]
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert np.abs(stride[one] - stride[other]).max() > 1e-3
 
 
 def test_policies_part_ways_when_the_window_is_full(story_model, tokenizer, image_features):

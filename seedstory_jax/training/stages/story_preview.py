@@ -18,7 +18,7 @@ from seedstory_jax.files import atomic_path
 from seedstory_jax.generation.build import for_sampling, render_images
 from seedstory_jax.generation.engine import StoryEngine
 from seedstory_jax.generation.interface import GenerationConfig, Turn
-from seedstory_jax.generation.policies import policy_of
+from seedstory_jax.generation.policy_names import parse_policy
 from seedstory_jax.models.parameters import Parameters
 
 STORIES, LENGTH = 3, 6
@@ -55,7 +55,7 @@ def story_preview(
 def generate(config: Config, run_data: RunData, model, features: np.ndarray) -> list[list[Turn]]:
     """The turns that follow each prompt, greedily."""
     model = for_sampling(model, dtype=model.config.llama.dtype)
-    policy = policy_of(config.sample, "multimodal_sink")
+    policy = parse_policy("multimodal_sink", config.sample)
     settings = GenerationConfig(length=LENGTH, max_text_tokens=config.sample.max_text_tokens)
     engine = StoryEngine(model, run_data.tokenizer, policy, settings)
     stories = run_data.train.stories

@@ -33,13 +33,17 @@ from seedstory_jax.evaluation.bootstrap import Interval
 from seedstory_jax.evaluation.clip_score import ClipScore
 from seedstory_jax.evaluation.measure import Measurement, Tools, measure
 from seedstory_jax.evaluation.perplexity import Perplexity
+from seedstory_jax.evaluation.policy_table import KEYS
 from seedstory_jax.evaluation.pretrained import find_aesthetic, find_encoders
 from seedstory_jax.evaluation.prompts import open_dataset, prompts_of, true_stories, whole_numbers
-from seedstory_jax.generation.policy_names import split_list
+from seedstory_jax.evaluation.records import records_csv
+from seedstory_jax.evaluation.teacher_forced import TrueStory, held_out, read_scores, score_runs
+from seedstory_jax.generation.policy_names import parse_named, split_list
 from seedstory_jax.generation.story_files import Request
 from seedstory_jax.pipeline import StoryPipeline, load
 from seedstory_jax.report.contact_sheet import write_contact_sheet
 from seedstory_jax.report.figures_page import section_of, write_figures
+from seedstory_jax.report.page import write_text
 from seedstory_jax.report.storybook import write_storybook
 
 
@@ -58,6 +62,9 @@ def main(arguments: Sequence[str]) -> int:
     grid = "window=4,8 x image_sink_cap=0,8: a row more a point, where a policy has the setting; may be repeated"
     parser.add_argument("--grid", action="append", default=[], help=grid)
     parser.add_argument("--sweep", help=argparse.SUPPRESS)
+    forced = "true stories to read under every policy, for teacher-forced loss; default: --num_stories; 0: none"
+    parser.add_argument("--teacher_forced", type=int, metavar="N", help=forced)
+    parser.add_argument("--against", help="the policy that all others are compared with; default: the first one")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="denoising steps")
     parser.add_argument("--guidance", type=float)
@@ -72,12 +79,17 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, required=True)
     flags, overrides = parser.parse_strictly(arguments)
     outputs.claim(
-        *(flags.out / name for name in ("ablation.json", "ablation.md", "ablation.csv", "index.html")), by="report"
+        *(flags.out / name for name in ("ablation.json", "ablation.md", "ablation.csv", "records.csv", "index.html")),
+        by="report",
     )
     if flags.sweep is not None:
         raise UserError("--sweep is --grid now: write --grid='window=4,8 x head=0:0,4:8'")
     lengths = whole_numbers(flags.length, "length")
     runs = plan_runs(split_list(flags.policies), flags.grid, lengths)
+    against = str(parse_named(flags.against)) if flags.against else runs[0].label
+    if against not in {run.label for run in runs}:
+        labels = ", ".join(dict.fromkeys(run.label for run in runs))
+        raise UserError(f"--against={flags.against} is no policy of this table: {labels}")
     tools = Tools(
         clip=ClipScore(flags.clip) if flags.clip else None,
         inception=flags.inception,
@@ -89,12 +101,27 @@ def main(arguments: Sequence[str]) -> int:
     dataset = open_dataset(system, flags.stories, flags.image_root)
     requests = prompts_of(system, dataset, flags.num_stories)
     rendering = {"seed": flags.seed, "steps": flags.steps, "guidance": flags.guidance}
+    forced = flags.num_stories if flags.teacher_forced is None else flags.teacher_forced
+    true = [] if flags.teacher_forced == 0 else held_out(system, dataset, forced, max(lengths))
     generate_ablation(
-        system, runs, requests, flags.out, drawn=flags.drawn, timed=not flags.untimed, batch=flags.batch, **rendering
+        system,
+        runs,
+        requests,
+        flags.out,
+        drawn=flags.drawn,
+        timed=not flags.untimed,
+        batch=flags.batch,
+        true=true,
+        **rendering,
     )
     tools = dataclasses.replace(tools, encode=None if flags.drawn == 0 else system.encode)
     reference = true_stories(dataset, flags.num_stories)
-    page, _ = write_ablation(flags.out, runs, [request.name for request in requests], tools, reference)
+    names = [request.name for request in requests]
+    page, found = write_ablation(
+        flags.out, runs, names, tools, reference, against=against, scored=[story.name for story in true]
+    )
+    records = {length: measured.records for length, measured in found.items()}
+    write_text(flags.out / "records.csv", records_csv(records, runs, system.config.sample, flags.seed))
     print(f"{len(runs)} runs; open {page}")
     return 0
 
@@ -108,13 +135,15 @@ def generate_ablation(
     drawn: int | None = None,
     timed: bool = True,
     batch: int = 20,
+    true: Sequence[TrueStory] = (),
     seed: int = 0,
     steps: int | None = None,
     guidance: float | int | None = None,
 ) -> None:
     """Generates, renders and times into `out` what is missing there; every story gets its storybook.
 
-    `steps` and `guidance` are the renderer's, None the config's; the rest is as in `generate_runs`.
+    `steps` and `guidance` are the renderer's, None the config's; `true` stories are read under every policy and scored;
+    the rest is as in `generate_runs`.
     """
     rendering = {"seed": seed, "steps": steps, "guidance": guidance}
     setup = Setup(
@@ -133,6 +162,7 @@ def generate_ablation(
 
         options = {"drawn": drawn, "timed": timed, "batch": batch}
         generate_runs(setup, runs, requests, out, after=partial(write_storybook, up=UP), progress=progress, **options)
+        score_runs(setup, runs, true, out, batch=batch, progress=progress)
         bar.n = len(runs)
         bar.set_description("generated")
 
@@ -144,12 +174,15 @@ def write_ablation(
     tools: Tools,
     reference: Sequence = (),
     *,
+    against: str | None = None,
+    scored: Sequence[str] = (),
     notes: Sequence[str] = (),
     up: str | None = None,
 ) -> tuple[Path, dict[int, Measurement]]:
     """Measures the runs in `out`, writes tables, sheets and page: (its path, measures by length).
 
-    `up` links the page that this one belongs to.
+    `against` is the label of the policy that the others are compared with; `scored` are the true stories whose
+    teacher-forced scores are there. `up` links the page that this one belongs to.
     The measures' records name a run's policy with its settings; `policy_table` makes other tables of them.
     """
     sections, found = [], {}
@@ -164,15 +197,32 @@ def write_ablation(
         for run in own:
             sheet = write_contact_sheet(out / "sheets" / f"{run.name}.png", stories[run.label])
             sheets |= {run.label: sheet} if sheet else {}
-        measured = found[length] = Measurement(measured.records, _without_empty(figures))
-        sections.append(section_of(f"Stories of {length} frames", measured, length, stories=stories, sheets=sheets))
+        records = [dict(record) for run in own for record in _with_scores(run, out, scored, measured.records)]
+        measured = found[length] = Measurement(records, _without_empty(figures))
+        extra = {"stories": stories, "sheets": sheets, "against": against}
+        sections.append(section_of(f"Stories of {length} frames", measured, length, **extra))
     return write_figures(out, "ablation", "What a story remembers", sections, notes=[*NOTES, *notes], up=up), found
+
+
+def _with_scores(run: Run, out: Path, scored: Sequence[str], records: Sequence[Mapping]) -> list[Mapping]:
+    """A run's records, with the teacher-forced scores of their stories' turns before the rest."""
+    scores = read_scores(run, out, scored)
+    found = []
+    for record in records:
+        if record["policy"] == run.label:
+            keys = {name: record[name] for name in KEYS}
+            found.append({**keys, **scores.pop((record["story"], record["frame"]), {}), **record})
+    return found + [
+        {"policy": run.label, "story": story, "frame": turn, **own} for (story, turn), own in scores.items()
+    ]
 
 
 UP = "../../../index.html"  # from `stories/<run>/<name>/index.html` to the ablation's page
 NOTES = (
     "The same prompts and the same noise under every policy. Seconds, calls and bytes are of one story generated "
     "alone, compilation taken out.",
+    "Teacher-forced columns read the true held-out stories instead of generating: what each policy kept has to predict "
+    "the next true caption and image. The next-token loss is the primary measure.",
 )
 
 

@@ -26,6 +26,8 @@ TITLES = {
     "opening_fact": "opening fact",
     "opening_named": "opening's treasure named",
     "opening_shown": "opening's treasure shown",
+    "forced_next_token_loss": "teacher-forced next-token loss, nats",
+    "forced_feature_distance": "teacher-forced feature distance",
     "repeated": "runs of four words said before",
     "said_before": "caption said before, word for word",
     "copied_text": "words copied from the prompt",

@@ -146,7 +146,7 @@ def prefill_text(
     """Appends given text, the first `count[b]` ids of each row."""
     model = model_of(spec, parameters)
     kind = jnp.where(ids == spec.tokens.bos, int(Kind.BOS), int(Kind.TEXT))
-    return _extend(spec, model, state, model.llama.embed(ids), kind, count)[0]
+    return extend(spec, model, state, model.llama.embed(ids), kind, count)[0]
 
 
 @jitted(donate=(2,))
@@ -182,7 +182,7 @@ def decode_text(
         tokens = tokens.at[jnp.arange(state.batch), at].set(token, mode="drop")
         embeddings = model.llama.embed(token[:, None])
         kind = jnp.full((state.batch, 1), int(Kind.TEXT), jnp.int32)
-        state, _ = _extend(spec, model, state, embeddings, kind, goes_on.astype(jnp.int32))
+        state, _ = extend(spec, model, state, embeddings, kind, goes_on.astype(jnp.int32))
         count = count + goes_on
         token, outcome = choose_next(state, outcome, count)
         return state, tokens, count, token, outcome
@@ -208,7 +208,7 @@ def predict_image(
     ids = jnp.broadcast_to(ids, (state.batch, ids.size))
     kind = jnp.where(ids == spec.tokens.boi, int(Kind.BOI), int(Kind.QUERY))
     length = state.buffer.length
-    queried, hidden = _extend(spec, model, state, model.llama.embed(ids), kind, jnp.where(active, ids.shape[1], 0))
+    queried, hidden = extend(spec, model, state, model.llama.embed(ids), kind, jnp.where(active, ids.shape[1], 0))
     features = model.predict_image_features(hidden[:, None, 1:])[:, 0]
     return replace(state, buffer=kv_buffer.rewind(queried.buffer, length)), features.astype(jnp.float32)
 
@@ -229,7 +229,7 @@ def append_image(
     embeddings = jnp.concatenate([marks[:, :1], image, marks[:, 1:]], axis=1)
     kind = jnp.full(embeddings.shape[:2], int(Kind.QUERY), jnp.int32)
     kind = kind.at[:, 0].set(int(Kind.BOI)).at[:, -1].set(int(Kind.EOI))
-    state, _ = _extend(spec, model, state, embeddings, kind, jnp.where(active, embeddings.shape[1], 0))
+    state, _ = extend(spec, model, state, embeddings, kind, jnp.where(active, embeddings.shape[1], 0))
     return replace(state, turn=state.turn + active)
 
 
@@ -245,7 +245,7 @@ def evict(spec: EngineSpec, policy: policies.Policy, numbers: dict, state: Gener
     )
 
 
-def _extend(spec: EngineSpec, model: StoryMLLM, state: GenerationState, embeddings, kind, count):
+def extend(spec: EngineSpec, model: StoryMLLM, state: GenerationState, embeddings, kind, count):
     """Appends tokens after the newest ones; (state with the newest hidden state, all hidden states)."""
     buffer = state.buffer
     step = jnp.arange(embeddings.shape[1], dtype=jnp.int32)[None, :]

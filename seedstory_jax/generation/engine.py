@@ -277,6 +277,11 @@ class StorySession:
         self._state = decode.evict(engine.spec, *split_policy(engine.policy), self._state)
 
     def _prefill_text(self, ids: list[list[int]], active: np.ndarray) -> None:
+        engine, (rows, count) = self.engine, self._text_rows(ids, active)
+        self._state = decode.prefill_text(engine.spec, engine.parameters, self._state, rows, count)
+
+    def _text_rows(self, ids: list[list[int]], active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(ids [b t] of given captions, `<s>` before the first of a story, and how many each row has)."""
         spec = self.engine.spec
         rows = np.zeros((len(ids), spec.max_text_tokens + 1), np.int32)
         count = np.zeros(len(ids), np.int32)
@@ -284,7 +289,7 @@ class StorySession:
             text = ids[i] if self.rows[i].turns else [spec.tokens.bos, *ids[i]]
             rows[i, : len(text)] = text
             count[i] = len(text)
-        self._state = decode.prefill_text(spec, self.engine.parameters, self._state, rows, count)
+        return rows, count
 
     def _decode_text(self, active: np.ndarray) -> tuple[list[list[int]], np.ndarray]:
         config = self.engine.config

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from seedstory_jax.evaluation.bootstrap import Interval
+from seedstory_jax.evaluation.differences import Difference, paired_differences
 from seedstory_jax.evaluation.measure import Measurement
 from seedstory_jax.evaluation.policy_table import PolicyTable, title_of, to_markdown
 from seedstory_jax.evaluation.stories import StoryFolder
@@ -26,6 +27,8 @@ class Section:
         figures: by system, then by name.
         stories: by system.
         sheets: by system, its contact sheet.
+        against: the system that the others are compared with, None for none.
+        differences: of the others from it, by system and measure.
     """
 
     title: str
@@ -33,13 +36,17 @@ class Section:
     figures: Mapping[str, Mapping[str, Interval]]
     stories: Mapping[str, Sequence[StoryFolder]] = field(default_factory=dict)
     sheets: Mapping[str, Path] = field(default_factory=dict)
+    against: str | None = None
+    differences: Mapping[str, Mapping[str, Difference]] = field(default_factory=dict)
 
 
-def section_of(title: str, measured: Measurement, length: int, **rest) -> Section:
+def section_of(title: str, measured: Measurement, length: int, *, against: str | None = None, **rest) -> Section:
     """A section whose ranges of frames are thirds of `length` (2-10, 11-20, 21-30 for thirty frames)."""
     from seedstory_jax.evaluation.policy_table import policy_table
 
-    return Section(title, policy_table(measured.records, ranges=thirds(length)), measured.figures, **rest)
+    table = policy_table(measured.records, ranges=thirds(length))
+    differences = {} if against is None else paired_differences(measured.records, against, table.metrics)
+    return Section(title, table, measured.figures, against=against, differences=differences, **rest)
 
 
 def thirds(length: int) -> list[tuple[int, int]]:
@@ -68,6 +75,8 @@ def write_figures(
                 "title": section.title,
                 "figures": {s: {n: asdict(i) for n, i in own.items()} for s, own in section.figures.items()},
                 "quality": asdict(section.table),
+                "against": section.against,
+                "differences": {s: {n: asdict(d) for n, d in own.items()} for s, own in section.differences.items()},
             }
             for section in sections
         ],
@@ -110,6 +119,33 @@ def _quality(section: Section) -> tuple[list[str], dict[str, list]]:
     return list(table.cells), rows
 
 
+def _differences(section: Section) -> tuple[list[str], dict[str, list]]:
+    """Every measure's difference from the reference over all frames but the prompt: a column a system."""
+    found = section.differences
+    rows = {}
+    for metric in section.table.metrics:
+        cells = [own.get(metric) for own in found.values()]
+        if any(cells):
+            rows[title_of(metric)] = [cell and cell.interval for cell in cells]
+    return list(found), rows
+
+
+def _difference_words(section: Section) -> str:
+    return (
+        f"Each system less {section.against}, paired over stories: the mean of the stories' differences, with 95 % of "
+        "bootstrap resamples of whole stories. No correction for the number of comparisons is made."
+    )
+
+
+def _differences_html(section: Section) -> str:
+    if not section.differences:
+        return ""
+    return (
+        f"<h3>Differences from {escape(section.against)}</h3><p class='soft'>{escape(_difference_words(section))}</p>"
+        f"{figures_html(*_differences(section))}"
+    )
+
+
 def _section_html(out: Path, section: Section) -> str:
     counts = sorted(set(section.table.stories.values()))
     count = "" if not counts else f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
@@ -117,7 +153,8 @@ def _section_html(out: Path, section: Section) -> str:
         f"<section><h2>{escape(section.title)}</h2>"
         f"{figures_html(*_summary(section))}<h3>Quality of all frames but the prompt</h3>"
         f"<p class='soft'>{count} stories a system; small figures: 95 % of resamples over stories.</p>"
-        f"{figures_html(*_quality(section))}{_pictures(out, section)}<h3>Quality by frame</h3>"
+        f"{figures_html(*_quality(section))}{_differences_html(section)}{_pictures(out, section)}"
+        "<h3>Quality by frame</h3>"
         "<p class='soft'>Means of three frames, with the band of 95 % of resamples over stories.</p>"
         f"{curve_plots(section.table)}<details><summary>The same as tables</summary>"
         f"{policy_table_html(section.table)}</details></section>"
@@ -155,7 +192,12 @@ def _markdown(title: str, sections: Sequence[Section], notes: Sequence[str]) -> 
         (columns, rows), (systems, measures) = _summary(section), _quality(section)
         rows = {f"`{system}`": row for system, row in rows.items()}
         lines += [f"## {section.title}", "", *_markdown_table(columns, rows), ""]
-        lines += [*_markdown_table([f"`{system}`" for system in systems], measures), "", to_markdown(section.table)]
+        lines += [*_markdown_table([f"`{system}`" for system in systems], measures), ""]
+        if section.differences:
+            others, rows = _differences(section)
+            lines += [f"### Differences from `{section.against}`", "", _difference_words(section), ""]
+            lines += [*_markdown_table([f"`{system}`" for system in others], rows), ""]
+        lines += [to_markdown(section.table)]
     return "\n".join(lines)
 
 

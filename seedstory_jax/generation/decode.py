@@ -58,6 +58,7 @@ class EngineSpec:
     positions: kv_buffer.Positions
     max_text_tokens: int
     allow_end: bool = True  # False bars </s>: the story goes on until the caller stops
+    score: str | None = None  # what slots are ranked by, see `scores`
     mesh: Mesh | None = None  # where stories and heads are split; None leaves all where the parameters are
 
 
@@ -126,7 +127,9 @@ def init_state(spec: EngineSpec, batch: int, slots: int, dtype: str) -> Generati
     """State of stories without a token."""
     config = spec.config.llama
     state = GenerationState(
-        buffer=kv_buffer.empty_buffer(config.num_layers, batch, slots, config.num_kv_heads, config.head_dim, dtype),
+        buffer=kv_buffer.empty_buffer(
+            config.num_layers, batch, slots, config.num_kv_heads, config.head_dim, dtype, spec.score is not None
+        ),
         hidden=jnp.zeros((batch, config.hidden_size), jnp.dtype(config.dtype)),
         turn=jnp.zeros((batch,), jnp.int32),
     )
@@ -223,14 +226,19 @@ def append_image(
 ) -> GenerationState:
     """Appends `<img>`, the embedded image and `</img>`, predicted or given: the end of a turn."""
     model = model_of(spec, parameters)
-    marks = jnp.array([[spec.tokens.boi, spec.tokens.eoi]], jnp.int32)
-    marks = jnp.broadcast_to(model.llama.embed(marks), (state.batch, 2, state.hidden.shape[-1]))
-    image = model.embed_images(features[:, None])[:, 0].astype(marks.dtype)
-    embeddings = jnp.concatenate([marks[:, :1], image, marks[:, 1:]], axis=1)
+    embeddings = embed_image(spec, model, features)
     kind = jnp.full(embeddings.shape[:2], int(Kind.QUERY), jnp.int32)
     kind = kind.at[:, 0].set(int(Kind.BOI)).at[:, -1].set(int(Kind.EOI))
     state, _ = extend(spec, model, state, embeddings, kind, jnp.where(active, embeddings.shape[1], 0))
     return replace(state, turn=state.turn + active)
+
+
+def embed_image(spec: EngineSpec, model: StoryMLLM, features: Float[Array, "b q d"]) -> Float[Array, "b t m"]:
+    """Embeddings of `<img>`, the image as it is read, and `</img>`."""
+    image = model.embed_images(features[:, None])[:, 0]
+    marks = jnp.array([[spec.tokens.boi, spec.tokens.eoi]], jnp.int32)
+    marks = jnp.broadcast_to(model.llama.embed(marks), (image.shape[0], 2, image.shape[-1]))
+    return jnp.concatenate([marks[:, :1], image.astype(marks.dtype), marks[:, 1:]], axis=1)
 
 
 @jitted(static=(0, 1), donate=(3,))

@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from seedstory_jax.errors import UserError
-from seedstory_jax.generation import decode, window_recompute
+from seedstory_jax.generation import decode, scores, window_recompute
 from seedstory_jax.generation.compile_stats import Compilations
 from seedstory_jax.generation.interface import GenerationConfig, Tokenizer, Turn
 from seedstory_jax.generation.policies import (
@@ -71,6 +71,10 @@ class StoryEngine:
         model = model.for_inference()
         self.tokenizer = tokenizer
         self.policy = MultimodalSink() if policy is None else policy
+        if self.policy.score not in (None, *scores.SCORES):
+            raise UserError(
+                f"policy {self.policy_name}: score={self.policy.score!r}; known: {', '.join(scores.SCORES)}"
+            )
         self.config = GenerationConfig() if config is None else config
         self.compilations = Compilations()
         module_def, self.parameters = split_module(model)
@@ -94,6 +98,7 @@ class StoryEngine:
             positions=self.policy.positions,
             max_text_tokens=self.config.max_text_tokens,
             allow_end=self.config.allow_end,
+            score=self.policy.score,
             mesh=mesh,
         )
 
@@ -267,9 +272,17 @@ class StorySession:
                 f"slots, slot_count({self.length}, {int(engine.turn_tokens)}) said {promised}"
             )
 
-    def _evict(self) -> None:
+    def _evict(self, ids: list[list[int]], features, active: np.ndarray) -> None:
         """Compacts the buffers as the policy says, which is held to what it promised."""
         engine = self.engine
+        if engine.policy.score in scores.KEY_SCORES:
+            self._state = scores.score_keys(engine.spec, self._state)
+        elif engine.policy.score is not None:
+            rows, count = self._text_rows(ids, active)
+            decay = np.float32(getattr(engine.policy, "decay", 1.0))
+            self._state = scores.score_attention(
+                engine.spec, engine.parameters, self._state, rows, count, features, active, decay
+            )
         if not any(row.turns for row in self.rows):  # its masks have one shape for good
             fault = fault_of_masks(engine.policy, self._state.buffer.metadata)
             if fault:
@@ -319,7 +332,8 @@ class StorySession:
             arguments = window_recompute.window_chunk(spec.tokens, engine.policy.window, engine.turn_tokens, windows)
             self._state = window_recompute.recompute_window(spec, engine.parameters, self._state, *arguments)
         if not engine.policy.recompute:
-            self._evict()
+            self._evict(ids, features, active)
+            calls += engine.policy.score in scores.ATTENTION_SCORES
         before = self._slot_metadata
         self._slot_metadata, self._filled = jax.device_get((self._state.buffer.metadata, self._state.buffer.length))
         seconds = clock.seconds()

@@ -67,6 +67,19 @@ def attend_buffer(
     return _ungrouped((mixed / total).astype(q.dtype))
 
 
+def attend_and_weigh(
+    q: Float[Array, "b t n h"],
+    keys: Float[Array, "b k h s"],
+    values: Float[Array, "b k s h"],
+    mask: Bool[Array, "b t s"],
+) -> tuple[Float[Array, "b t n h"], Float[Array, "b t n s"]]:
+    """`attend` to a KV buffer that holds the queries' own tokens already, and each query's weights, in float32."""
+    q = _grouped(q, keys.shape[1])
+    weights, total, _ = _weights(_logits(q, keys.astype(q.dtype), mask, "bkhs"))
+    attended = (_mix(weights, values.astype(q.dtype)) / total).astype(q.dtype)
+    return _ungrouped(attended), _ungrouped(weights / total)
+
+
 def query_blocks(queries: int, slots: int, causal: bool) -> Iterator[tuple[slice, slice]]:
     """(queries, slots that they read) of every block of `attend`."""
     for start in range(0, queries, QUERY_BLOCK):

@@ -68,6 +68,7 @@ class SlotMetadata:
     kind: Leaf  # [b s]
     turn: Leaf  # [b s]
     is_sink: Leaf  # [b s] kept by a compaction though its turn had left the window
+    score: Leaf = None  # [b s] float32, for policies that rank slots by keys or attention; None for the others
 
     @property
     def used(self) -> Leaf:
@@ -88,6 +89,7 @@ class KVBuffer:
     turn: Leaf  # [b s]
     is_sink: Leaf  # [b s]
     length: Leaf  # [b]
+    score: Leaf = None  # [b s] or None, as in the metadata
 
     @property
     def slots(self) -> int:
@@ -100,8 +102,13 @@ class KVBuffer:
         return SlotMetadata(**{field.name: getattr(self, field.name) for field in fields(SlotMetadata)})
 
 
-def empty_buffer(num_layers: int, batch: int, slots: int, kv_heads: int, head_dim: int, dtype: str) -> KVBuffer:
-    """A buffer that holds nothing: keys and values are zero (finite: 0 * NaN would poison a masked sum)."""
+def empty_buffer(
+    num_layers: int, batch: int, slots: int, kv_heads: int, head_dim: int, dtype: str, scored: bool = False
+) -> KVBuffer:
+    """A buffer that holds nothing: keys and values are zero (finite: 0 * NaN would poison a masked sum).
+
+    `scored` gives its slots a score.
+    """
 
     def layers(*shape: int) -> tuple[Array, ...]:
         return tuple(jnp.zeros((batch, kv_heads, *shape), jnp.dtype(dtype)) for _ in range(num_layers))
@@ -116,6 +123,7 @@ def empty_buffer(num_layers: int, batch: int, slots: int, kv_heads: int, head_di
         turn=nothing,
         is_sink=jnp.zeros((batch, slots), bool),
         length=jnp.zeros((batch,), jnp.int32),
+        score=jnp.zeros((batch, slots), jnp.float32) if scored else None,
     )
 
 
@@ -162,6 +170,7 @@ def append_metadata(buffer: KVBuffer, chunk: TokenChunk) -> KVBuffer:
         turn=put(buffer.turn, chunk.turn),
         is_sink=put(buffer.is_sink, False),
         length=buffer.length + chunk.count,
+        score=None if buffer.score is None else put(buffer.score, 0.0),
     )
 
 
@@ -195,6 +204,7 @@ def rewind(buffer: KVBuffer, length: Int[Array, " b"]) -> KVBuffer:
         turn=jnp.where(stays, buffer.turn, EMPTY),
         is_sink=buffer.is_sink & stays,
         length=length,
+        score=None if buffer.score is None else jnp.where(stays, buffer.score, 0.0),
     )
 
 
@@ -261,6 +271,7 @@ def compact(
         turn=move(buffer.turn),
         is_sink=is_sink,
         length=length,
+        score=None if buffer.score is None else jnp.where(stays, jnp.take_along_axis(buffer.score, order, axis=1), 0.0),
     )
 
 

@@ -25,6 +25,11 @@ POLICY_WORDS = {
     "boi_only": "keeps the first tokens, the beginning of every image and the newest images",
     "eoi_only": "keeps the first tokens, the end of every image and the newest images",
     "pinned": "keeps the images that the user chose and the newest images",
+    "tova": "keeps what the last token attends to, the first tokens and the newest images",
+    "h2o": "keeps what was attended to most, the first tokens and the newest images",
+    "snapkv": "keeps what the newest turn attends to, the first tokens and the newest images",
+    "keydiff": "keeps the tokens whose keys differ most, the first ones and the newest images",
+    "knorm": "keeps the tokens of the smallest keys, the first ones and the newest images",
 }
 
 

@@ -122,7 +122,11 @@ class Reference:
                 one[4] = one[1] - self.kept[len(sinks)][1] + (sinks[-1][1] + 1 if sinks else 0)
 
     def forward(self):
-        """Final hidden states [T d] of one forward over everything that was read."""
+        """Final hidden states [T d] of one forward over everything that was read.
+
+        `weights` [n T T] and the keys [T k h] before rotation are left behind, a layer each.
+        """
+        self.weights, self.keys = [], []
         llama, config = self.model.llama, self.model.config.llama
         total, h = len(self.embeddings), config.head_dim
         mask, relative = np.zeros((total, total), bool), np.zeros((total, total))
@@ -140,6 +144,7 @@ class Reference:
             q = (y @ w["self_attn/q_proj/kernel"]).reshape(total, -1, h)
             k = (y @ w["self_attn/k_proj/kernel"]).reshape(total, -1, h)
             v = (y @ w["self_attn/v_proj/kernel"]).reshape(total, -1, h)
+            self.keys.append(k)
             groups = q.shape[1] // k.shape[1]
             k, v = np.repeat(k, groups, axis=1), np.repeat(v, groups, axis=1)
             pairs_q, pairs_k = (z[..., : h // 2] + 1j * z[..., h // 2 :] for z in (q, k))
@@ -147,6 +152,7 @@ class Reference:
             logits = np.where(mask, logits, -np.inf)
             weights = np.exp(logits - logits.max(-1, keepdims=True))
             weights /= weights.sum(-1, keepdims=True)
+            self.weights.append(weights)
             x = x + np.einsum("nts,snh->tnh", weights, v).reshape(total, -1) @ w["self_attn/o_proj/kernel"]
             y = _norm(x, w["post_attention_layernorm/scale"], config.rms_norm_eps)
             gate = y @ w["mlp/gate_proj/kernel"]

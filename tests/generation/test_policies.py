@@ -1,6 +1,6 @@
 """Keep masks a reader can check by eye: one row of characters a story, one column a slot."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -151,12 +151,30 @@ def test_nobody_fills_more_than_it_says(name):
         rows = np.full((4, 1200), EMPTY, np.int32)
         rows[:, : held.shape[1]] = held
         index, kind, number, sink = (jnp.asarray(row)[None] for row in rows)
-        slots = SlotMetadata(index, index, kind, number, is_sink=sink == 1)
+        slots = SlotMetadata(index, index, kind, number, is_sink=sink == 1, score=jnp.sin(index * 1.0))
         stays = np.asarray(keep(policy, slots))[0, : held.shape[1]]
         held = held[:, stays]
         held[3] = held[2] <= turn - 2
         assert held[0, -1] == first + len(kinds) - 1, "the newest token stays"
     assert policy.slot_count(turns, tokens) <= 1.5 * peaks[-1], "not much more either"
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "kept"),
+    [
+        ("tova", {}, "##----99---- 8---------- ########## ############ --"),
+        ("h2o", {}, "##----99---- 8---------- ########## ############ --"),
+        ("snapkv", {"pool": 3}, "##----###--- ----------- ########## ############ --"),
+        ("keydiff", {}, "##---------- -----0-0-0- ########## ############ --"),
+        ("knorm", {}, "##---------- -----0-0-0- ########## ############ --"),
+    ],
+)
+def test_keep_mask_of_scores(name, settings, kept):
+    score = "111111991111 81111010101 2222222222 333333333333 ..".replace(" ", "").replace(".", "0")
+    slots = replace(slots_of(STORY), score=jnp.array([[float(digit) for digit in score]]))
+    policy = make_policy(name, window=2, start=2, tokens=3, **settings)
+    wanted = "".join(letter if letter in " -" else "#" for letter in kept)
+    assert drawn(jax.jit(keep_mask, static_argnums=0)(policy, slots)) == wanted
 
 
 def test_lots_are_drawn_once():

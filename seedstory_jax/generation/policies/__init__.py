@@ -1,4 +1,4 @@
-"""KV-cache eviction policies, as integer masks over slot metadata; no model, no key, no value.
+"""KV-cache eviction policies, as masks over slot metadata; no model, no key, no value.
 
 A policy says after every turn which slots stay (`keep_mask`) and, before the story starts, how many slots it can
 come to need (`slot_count`). `POLICIES` lists those that have a name; `base` shows one of a user's own, which
@@ -22,6 +22,7 @@ from seedstory_jax.generation.policies.base import (
 from seedstory_jax.generation.policies.by_kind import BoiOnly, EoiOnly, StorySink, TextSink, TwoWindows
 from seedstory_jax.generation.policies.by_turn import FrameSink, Pinned, Random, Stride
 from seedstory_jax.generation.policies.published import Dense, MultimodalSink, Sink, WindowRecompute
+from seedstory_jax.generation.policies.scored import H2O, KeyDiff, KNorm, SnapKV, Tova
 
 __all__ = [
     "POLICIES",
@@ -63,6 +64,11 @@ POLICIES: dict[str, type[Policy]] = {
     "boi_only": BoiOnly,
     "eoi_only": EoiOnly,
     "pinned": Pinned,
+    "tova": Tova,
+    "h2o": H2O,
+    "snapkv": SnapKV,
+    "keydiff": KeyDiff,
+    "knorm": KNorm,
 }
 
 

@@ -55,6 +55,7 @@ class Policy:
 
     recompute: ClassVar[bool] = False  # prefill the kept tokens again instead of keeping their keys and values
     traced: ClassVar[tuple[str, ...]] = ()  # fields that may be traced: another value compiles nothing anew
+    score: ClassVar[str | None] = None  # what `slots.score` is at eviction, one of `generation.scores.SCORES`
     configured: ClassVar[tuple[str, ...]] = ()  # fields whose default is that of the config's section `sample`
 
     def __post_init__(self):

@@ -66,7 +66,7 @@ lint: setup-dev
 # Apart from lint: pyright runs on node, which it fetches at its first start.
 types: setup-dev
 	$(DEV)/bin/python -m pip install -qq pyright==1.1.414
-	$(DEV)/bin/python -m pyright
+	$(DEV)/bin/python -m pyright --pythonpath $(DEV)/bin/python
 
 lock:
 	requirements/lock.sh

@@ -40,6 +40,7 @@ from seedstory_jax.evaluation.records import records_csv
 from seedstory_jax.evaluation.teacher_forced import TrueStory, held_out, read_scores, score_runs
 from seedstory_jax.generation.policy_names import parse_named, split_list
 from seedstory_jax.generation.story_files import Request
+from seedstory_jax.locks import owned
 from seedstory_jax.pipeline import StoryPipeline, load
 from seedstory_jax.report.contact_sheet import write_contact_sheet
 from seedstory_jax.report.figures_page import section_of, write_figures
@@ -103,25 +104,15 @@ def main(arguments: Sequence[str]) -> int:
     rendering = {"seed": flags.seed, "steps": flags.steps, "guidance": flags.guidance}
     forced = flags.num_stories if flags.teacher_forced is None else flags.teacher_forced
     true = [] if flags.teacher_forced == 0 else held_out(system, dataset, forced, max(lengths))
-    generate_ablation(
-        system,
-        runs,
-        requests,
-        flags.out,
-        drawn=flags.drawn,
-        timed=not flags.untimed,
-        batch=flags.batch,
-        true=true,
-        **rendering,
-    )
     tools = dataclasses.replace(tools, encode=None if flags.drawn == 0 else system.encode)
     reference = true_stories(dataset, flags.num_stories)
-    names = [request.name for request in requests]
-    page, found = write_ablation(
-        flags.out, runs, names, tools, reference, against=against, scored=[story.name for story in true]
-    )
-    records = {length: measured.records for length, measured in found.items()}
-    write_text(flags.out / "records.csv", records_csv(records, runs, system.config.sample, flags.seed))
+    names, scored = [request.name for request in requests], [story.name for story in true]
+    options = {"drawn": flags.drawn, "timed": not flags.untimed, "batch": flags.batch, "true": true, **rendering}
+    with owned(flags.out, by="ablate", beside=True):
+        generate_ablation(system, runs, requests, flags.out, **options)
+        page, found = write_ablation(flags.out, runs, names, tools, reference, against=against, scored=scored)
+        records = {length: measured.records for length, measured in found.items()}
+        write_text(flags.out / "records.csv", records_csv(records, runs, system.config.sample, flags.seed))
     print(f"{len(runs)} runs; open {page}")
     return 0
 

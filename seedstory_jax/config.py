@@ -135,6 +135,7 @@ class StageConfig:
     eval_batches: Positive = 8  # batches of held-out stories in such a loss
     # At a loss or gradient that is not finite: "stop" the run, or "skip" the step.
     on_nonfinite: Annotated[str, OneOf(("stop", "skip"))] = "stop"
+    max_skipped: Positive = 20  # steps that "skip" passes over in a row before the run stops after all
     optimizer: OptimizerConfig = OptimizerConfig()
 
 

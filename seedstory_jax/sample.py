@@ -34,6 +34,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--batch", type=int, default=8, help="stories generated at once with --stories")
     flags, overrides = parser.parse_strictly(arguments)
 
+    from seedstory_jax.locks import owned
     from seedstory_jax.sampling import run_sampling
 
-    return run_sampling(flags, overrides)
+    with owned(flags.out, by="sample", beside=True):
+        return run_sampling(flags, overrides)

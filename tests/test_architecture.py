@@ -12,6 +12,7 @@ BASE = {
     "errors",
     "limits",
     "files",
+    "locks",
     "outputs",
     "config",
     "cli",
@@ -22,6 +23,7 @@ BASE = {
 MAY_IMPORT = {
     "models": {"errors", "limits"},
     "config": {"errors", "limits", "models"},
+    "locks": {"errors"},
     "data": {"errors", "files", "outputs"},
     "toy": {*BASE, "data"},
     "checkpoints": {"config", "errors", "files", "models"},

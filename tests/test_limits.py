@@ -57,6 +57,19 @@ def test_a_value_just_outside_is_refused_and_the_limit_accepted(key, hint, defau
         check_value(hint, (value,) if isinstance(default, tuple) else value, key)
 
 
+def numeric(default):
+    return any(type(value) in (int, float) for value in (default if isinstance(default, tuple) else (default,)))
+
+
+# Numbers that any finite value, or any whole number, means something for.
+WITHOUT_RANGE = {"sample.guidance": "a negative scale draws away from the condition"}
+
+
+def test_every_number_has_a_range():
+    ranged = {key for key, _, _, limit in TABLE if isinstance(limit, Limit)}
+    assert {key for key, _, default in keys(Config()) if numeric(default)} - ranged == WITHOUT_RANGE.keys()
+
+
 @pytest.mark.parametrize("key", [key for key, _, default in keys(Config()) if isinstance(default, float)])
 def test_numbers_are_finite(key):
     for text in ("1e400", "-1e400"):

@@ -114,6 +114,7 @@ class Log:
         self.schedule = learning_rate(stage.config.optimizer, stage.config.steps)
         self._pending: StepResult | None = None
         self._reported = 0.0  # when the newest step was finished
+        self._skipped = 0  # steps that were not finite, up to the newest, in a row
 
     def previous(self, _: StepResult) -> None:
         """Writes the step before this one, whose metrics are there by now."""
@@ -135,15 +136,28 @@ class Log:
         started, self._reported = max(step.started, self._reported), time.perf_counter()
         if self.writer is not None:
             self.writer.step(step.done, numbers, self._reported - started)
-        if not (math.isfinite(numbers["loss"]) and math.isfinite(numbers["grad_norm"])):
-            saved = self.save.saved
-            message = (
-                f"stage {self.stage.name}, step {step.done}: loss {numbers['loss']}, gradient norm "
-                f"{numbers['grad_norm']}; last good checkpoint: {f'step {saved}' if saved else 'none'}"
+        if math.isfinite(numbers["loss"]) and math.isfinite(numbers["grad_norm"]):
+            self._skipped = 0
+        else:
+            self._report(step.done, numbers)
+
+    def _report(self, done: int, numbers: Mapping[str, float]) -> None:
+        """Warns of a step that was skipped. Raises UserError if it may not be, or too many were in a row."""
+        config, saved = self.stage.config, self.save.saved
+        message = (
+            f"stage {self.stage.name}, step {done}: loss {numbers['loss']}, gradient norm "
+            f"{numbers['grad_norm']}; last good checkpoint: {f'step {saved}' if saved else 'none'}"
+        )
+        if config.on_nonfinite == "stop":
+            raise UserError(message + "; lower the learning rate, or set on_nonfinite=skip")
+        self._skipped += 1
+        if self._skipped >= config.max_skipped:
+            raise UserError(
+                f"{message}; {self._skipped} steps in a row were skipped, {self.stage.name}.max_skipped allows no "
+                "more: the weights do not move any longer; lower the learning rate, lengthen the warm-up, "
+                "or compute in float32"
             )
-            if self.stage.config.on_nonfinite == "stop":
-                raise UserError(message + "; lower the learning rate, or set on_nonfinite=skip")
-            log.warning("%s; the step was skipped", message)
+        log.warning("%s; the step was skipped", message)
 
 
 class UnreadableCounter:

@@ -1,5 +1,6 @@
 """Runs the configured stages in order; each starts from the previous stages' checkpoints."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from seedstory_jax.distributed import first_process_first, on_host
 from seedstory_jax.errors import UserError
 from seedstory_jax.features.run_data import RunData
 from seedstory_jax.files import read_json, write_json
+from seedstory_jax.locks import owned
 from seedstory_jax.models.parameters import Parameters
 from seedstory_jax.sharding import make_mesh
 from seedstory_jax.training.loop import run_stage
@@ -33,6 +35,7 @@ RESUMABLE_KEYS = (
     "eval_every",
     "eval_batches",
     "on_nonfinite",
+    "max_skipped",
     "init_from",
 )
 
@@ -40,8 +43,14 @@ RESUMABLE_KEYS = (
 def train(config: Config, workdir: Path) -> None:
     """Runs `config.stages` in `workdir`; a stage that is done is passed over, one that was stopped goes on.
 
-    Raises UserError if the workdir was begun with another config (naming the keys), Interrupted after a signal to stop.
+    Raises UserError if the workdir was begun with another config (naming the keys) or another run is at work in it,
+    Interrupted after a signal to stop.
     """
+    with owned(workdir, by="train") if jax.process_index() == 0 else contextlib.nullcontext():
+        _train(config, workdir)
+
+
+def _train(config: Config, workdir: Path) -> None:
     mesh = make_mesh(config.mesh)
     run_data = RunData(config, workdir)
     with first_process_first("workdir"):

@@ -99,6 +99,20 @@ def test_a_loss_that_is_not_finite_stops_before_it_is_saved():
     assert len(saved.steps) == 1
 
 
+def test_steps_are_not_skipped_for_ever():
+    """At the limit in a row the run stops, before a checkpoint; a good step in between begins the count again."""
+    saved = Saved()
+    skipping = stage(on_nonfinite="skip", max_skipped=3)
+    save = Save(saved, skipping, 0)
+    log = Log(skipping, save, None)
+    bad = {"loss": jnp.float32(jnp.inf)}
+    for done, values in enumerate([bad, bad, {}, bad, bad], 1):
+        run([log.previous, log, save], step(done, **values))
+    with pytest.raises(UserError, match=r"step 6: loss inf.* 3 steps in a row.*story\.max_skipped.*learning rate"):
+        run([log.previous, log, save], step(6, **bad), step(7, **bad))
+    assert [at for at, _ in saved.steps] == [4]
+
+
 def test_images_are_written_now_and_then_and_at_the_end(tmp_path):
     calls = []
     shown = dataclasses.replace(stage(preview_every=2), preview=lambda parameters, done, folder: calls.append(done))

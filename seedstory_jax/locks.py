@@ -163,9 +163,7 @@ def _process(pid: int) -> dict[str, Any]:
     except OSError:
         if not Path("/proc/self/stat").exists():  # not Linux: by number alone
             with contextlib.suppress(ProcessLookupError, OverflowError):
-                try:
+                with contextlib.suppress(PermissionError):  # another user's, alive
                     os.kill(pid, 0)
-                except PermissionError:
-                    pass
                 started = "alive"
     return {"host": socket.gethostname(), "namespace": namespace, "pid": pid, "started": started}

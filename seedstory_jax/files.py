@@ -4,12 +4,14 @@ import contextlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from seedstory_jax.errors import UserError
+from seedstory_jax.locks import owned
 
 T = TypeVar("T")
 
@@ -62,16 +64,17 @@ def read_json(path: Path, kind: type[T] = dict) -> T:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """An empty folder beside `path`, for the block to fill; renamed to `path` if the block ends well, else removed.
 
-    Raises UserError if `path` is there already, and is no empty folder.
+    Raises UserError if `path` is there already, and is no empty folder, or if another process is making it.
     """
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise UserError(f"{path} exists: name a new folder, or remove it first")
-    beside = path.absolute().with_name(f".{path.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)  # left by a run that was killed
-    beside.mkdir(parents=True)
-    try:
-        yield beside
-        beside.replace(path)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
+    with owned(path, by=Path(sys.argv[0]).name, beside=True):
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise UserError(f"{path} exists: name a new folder, or remove it first")
+        beside = path.absolute().with_name(f".{path.name}.partial")
+        shutil.rmtree(beside, ignore_errors=True)  # left by a run that was killed
+        beside.mkdir(parents=True)
+        try:
+            yield beside
+            beside.replace(path)
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise

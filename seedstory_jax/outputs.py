@@ -45,7 +45,7 @@ def claim_folder(folder: Path, *, by: str) -> None:
         raise UserError(f"{folder} is no folder: name another place to write")
     if _listed(folder, by):
         return
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and any(path.name != LIST for path in folder.iterdir()):  # a list alone: killed before its line
         raise UserError(f"{folder} holds files that `{by}` did not write: name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     record(folder, {LIST: folder / LIST}, by)

@@ -10,6 +10,8 @@ import numpy as np
 from ml_dtypes import bfloat16
 from tqdm import tqdm
 
+from seedstory_jax.files import write_text
+
 # numpy's file format does not know bfloat16: its bits are stored.
 STORED_AS = {np.dtype(bfloat16): np.dtype(np.uint16)}
 
@@ -49,7 +51,7 @@ def cached_array(
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         beside, progress = path.with_suffix(".partial"), path.with_suffix(".rows")
-        start = int(progress.read_text()) if progress.exists() and beside.exists() else 0
+        start = _rows_done(progress) if beside.exists() else 0
         mode = "r+" if start else "w+"
         rows = np.lib.format.open_memmap(
             beside, mode=mode, dtype=None if start else stored, shape=None if start else shape
@@ -59,12 +61,20 @@ def cached_array(
                 stop = min(first + chunk, shape[0])
                 rows[first:stop] = np.ascontiguousarray(produce(first, stop), dtype).view(stored)
                 rows.flush()
-                progress.write_text(str(stop))
+                write_text(progress, str(stop))
                 bar.update(stop - first)
         del rows
         beside.replace(path)
-        progress.unlink()
+        progress.unlink(missing_ok=True)
     return open_array(path, dtype)
+
+
+def _rows_done(progress: Path) -> int:
+    """Rows that a run before this one finished; 0 if it was killed before or while it said so."""
+    try:
+        return int(progress.read_text())
+    except (OSError, ValueError):
+        return 0
 
 
 def array_path(folder: Path, name: str, key: Mapping[str, Any]) -> Path:

@@ -28,6 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     from seedstory_jax.config import load_config
     from seedstory_jax.data.sources import open_source
     from seedstory_jax.features.cache import Encoder, write_cache
+    from seedstory_jax.locks import owned
 
     if flags.config:
         config = load_config(flags.config, overrides)
@@ -36,9 +37,10 @@ def main(arguments: Sequence[str]) -> int:
     else:
         raise UserError(f"{flags.workdir} is no workdir of train.py: it has no config.json; or give --config=FILE")
     source = open_source(flags.source, flags.image_root)
-    for kind in flags.kinds.split(","):
-        encoder = Encoder(config, kind)
-        parameters = load_parameters(config.model, (encoder.part,), flags.workdir, seed=config.seed)
-        array = write_cache(encoder, parameters, source, flags.out, dtype=flags.dtype, max_bad=config.data.max_bad)
-        print(f"{kind} {list(array.shape)} {flags.dtype} in {array.filename}")
+    with owned(flags.out, by="features"):
+        for kind in flags.kinds.split(","):
+            encoder = Encoder(config, kind)
+            parameters = load_parameters(config.model, (encoder.part,), flags.workdir, seed=config.seed)
+            array = write_cache(encoder, parameters, source, flags.out, dtype=flags.dtype, max_bad=config.data.max_bad)
+            print(f"{kind} {list(array.shape)} {flags.dtype} in {array.filename}")
     return 0

@@ -1,5 +1,6 @@
 """The `build` sub-command."""
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from seedstory_jax.chat_client import KEY_VARIABLE, ChatClient, check_address, r
 from seedstory_jax.data.names import read_regular
 from seedstory_jax.data.storystream import caption_lines
 from seedstory_jax.errors import UserError
+from seedstory_jax.locks import owned
 from seedstory_jax.storystream.build.narrate import read_prompts
 from seedstory_jax.storystream.build.pipeline import Build, BuildConfig
 
@@ -57,6 +59,11 @@ def main(arguments: Sequence[str]) -> int:
 
     if flags.endpoint:
         check_address(flags.endpoint, "--endpoint")
+    with owned(flags.out, by="build", beside=True):
+        return _build(flags)
+
+
+def _build(flags: argparse.Namespace) -> int:
     outputs.claim_folder(flags.out, by="build")
     background = flags.background
     if background.startswith("@"):

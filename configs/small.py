@@ -104,8 +104,8 @@ def get_config() -> ConfigDict:
 
     fast = {"name": "muon", "b2": 0.98, "eps": 1e-8, "weight_decay": 0.01, "warmup_steps": 50, "learning_rate": 1e-2}
     config.vae = {
-        "steps": 1500,
-        "batch_size": 16,
+        "steps": 1200,
+        "batch_size": 8,
         # Of dozens of small kernels Muon would compile for longer than it saves.
         "optimizer": {**fast, "name": "adamw", "learning_rate": 2e-3, "weight_decay": 0.0},
         "save_every": 100,

@@ -12,7 +12,7 @@ import fcntl
 import json
 import logging
 import os
-import socket
+import platform
 import sys
 import tempfile
 import threading
@@ -143,7 +143,7 @@ def _age(path: Path) -> float:
 
 
 def _lives(owner: Mapping[str, Any], age: float) -> bool:
-    if owner["host"] != socket.gethostname():
+    if owner["host"] != platform.node():
         return age <= STALE_S
     now = _process(owner["pid"])
     if owner.get("namespace") != now["namespace"]:  # a container whose processes cannot be seen from here
@@ -166,4 +166,4 @@ def _process(pid: int) -> dict[str, Any]:
                 with contextlib.suppress(PermissionError):  # another user's, alive
                     os.kill(pid, 0)
                 started = "alive"
-    return {"host": socket.gethostname(), "namespace": namespace, "pid": pid, "started": started}
+    return {"host": platform.node(), "namespace": namespace, "pid": pid, "started": started}

@@ -2,8 +2,8 @@
 
 import json
 import os
+import platform
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -27,7 +27,7 @@ def test_a_second_owner_is_told_who_holds_the_folder_and_the_next_may_have_it(tm
     for _ in range(2):
         with owned(folder, by="train", beside=beside):
             assert owner(path)["pid"] == os.getpid()
-            said = rf"run is held by `train`, process {os.getpid()} on {socket.gethostname()}, seen 0 s ago: wait"
+            said = rf"run is held by `train`, process {os.getpid()} on {platform.node()}, seen 0 s ago: wait"
             with pytest.raises(UserError, match=said), owned(folder, by="other", beside=beside):
                 pass
             assert owner(path)["by"] == "train"  # whoever was refused leaves the lock alone
@@ -149,7 +149,7 @@ def test_two_processes(tmp_path):
     second = holder(tmp_path)
     out, err = second.communicate(timeout=60)
     assert second.returncode == 2 and out == "" and err.count("\n") == 1
-    assert f"held by `train`, process {first.pid} on {socket.gethostname()}" in err
+    assert f"held by `train`, process {first.pid} on {platform.node()}" in err
     first.send_signal(signal.SIGKILL)  # unreaped, as a child of a shell that does not look may stay for long
     time.sleep(0.5)
     third = holder(tmp_path)

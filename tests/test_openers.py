@@ -18,6 +18,7 @@ RULES = {
         {
             "data/names.py",
             "data/slow_tokenizer.py",  # of a folder that the user names
+            "generation/policy_names.py",  # a program that the user names
             "convert/sources.py",  # a published folder's files, by names of its own
             "storystream/build/subtitles.py",  # beside a video that the user names
             "storystream/build/pipeline.py",  # pictures that were opened before

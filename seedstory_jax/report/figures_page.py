@@ -149,9 +149,11 @@ def _differences_html(section: Section) -> str:
 def _section_html(out: Path, section: Section) -> str:
     counts = sorted(set(section.table.stories.values()))
     count = "" if not counts else f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    head = f"<section><h2>{escape(section.title)}</h2>{figures_html(*_summary(section))}"
+    if not section.table.metrics:  # some evaluators score whole systems alone
+        return f"{head}{_pictures(out, section)}</section>"
     return (
-        f"<section><h2>{escape(section.title)}</h2>"
-        f"{figures_html(*_summary(section))}<h3>Quality of all frames but the prompt</h3>"
+        f"{head}<h3>Quality of all frames but the prompt</h3>"
         f"<p class='soft'>{count} stories a system; small figures: 95 % of resamples over stories.</p>"
         f"{figures_html(*_quality(section))}{_differences_html(section)}{_pictures(out, section)}"
         "<h3>Quality by frame</h3>"
@@ -192,6 +194,8 @@ def _markdown(title: str, sections: Sequence[Section], notes: Sequence[str]) -> 
         (columns, rows), (systems, measures) = _summary(section), _quality(section)
         rows = {f"`{system}`": row for system, row in rows.items()}
         lines += [f"## {section.title}", "", *_markdown_table(columns, rows), ""]
+        if not section.table.metrics:
+            continue
         lines += [*_markdown_table([f"`{system}`" for system in systems], measures), ""]
         if section.differences:
             others, rows = _differences(section)

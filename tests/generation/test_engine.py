@@ -198,7 +198,7 @@ def test_no_end(story_model, tokenizer, image_features):
     assert held[1] <= held[0]
     assert sum(one.predicted_image_features.size for one in story.turns) == image_features[0].size
     seconds = [one.seconds for one in story.turns]
-    assert np.median(seconds[-200:]) < 1.5 * np.median(seconds[100:300])
+    assert min(seconds[-200:]) < 1.5 * min(seconds[100:300])  # what other processes do to the machine counts in neither
 
 
 @pytest.mark.parametrize("policy", [POLICY, WindowRecompute(window=2)])

@@ -138,9 +138,7 @@ def test_lists_of_results(tmp_path):
     assert main(["read-scores", str(tmp_path / "mmie.json"), f"--out={tmp_path / 'out'}"]) == 0
     written = [path.read_text() for path in sorted((tmp_path / "out").glob("*.[mh]*"))]
     assert len(written) == 2 and all("mmie" in text for text in written)
-    assert not any(
-        "| |  |" in text or "Quality" in text for text in written
-    )  # nobody scored frames
+    assert not any("| |  |" in text or "Quality" in text for text in written)  # nobody scored frames
 
 
 def test_what_holds_no_scores(tmp_path):

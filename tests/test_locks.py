@@ -124,9 +124,10 @@ def test_of_many_who_find_a_dead_owner_one_takes_over(tmp_path):
 
 
 HOLD = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from seedstory_jax import cli, locks
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in a shell's background starts with it ignored
 if len(sys.argv) > 2:
     locks.HEARTBEAT_S = float(sys.argv[2])
 def main(arguments):
